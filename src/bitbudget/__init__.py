@@ -1,0 +1,1 @@
+"""bitbudget: bytes in, verified checkpoint out."""

@@ -1,0 +1,1 @@
+"""Safetensors folders: read tensor by tensor, written shard by shard, resumed from a journal."""

@@ -1,0 +1,126 @@
+"""Uniform integer grids: value = scale · (code − zero), with scale and zero shared by a group.
+
+An asymmetric grid spans the group's minimum and maximum with 0 inside. A symmetric one is compressed-tensors': scale =
+max|w| / ((2^b − 1)/2), so both ends fall half a step outside the outer codes.
+
+Parameters live in tables: [out, groups] where groups run along `in`, [groups, in] where they run along `out`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float as FloatArray
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from bitbudget.grids.codecs import FP16, Codec, Float, PackedInt
+
+Axis = Literal["in", "out"]
+Zero = Literal["none", "int", "real", "half"]
+Matrix = FloatArray[Tensor, "rows in"]
+
+
+class GroupParameters(NamedTuple):
+    """Tables of scales and zeros; no zeros where the grid fixes them."""
+
+    scale: Tensor
+    zero: Tensor | None
+
+    def at(self, table_rows: Tensor) -> "GroupParameters":
+        """Only some rows of the tables, in the order asked."""
+        return GroupParameters(self.scale[table_rows], None if self.zero is None else self.zero[table_rows])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`levels` equidistant values a group; `group` neighbours along `axis` share parameters (None: a whole row or column).
+
+    zero: "none" fixes it at levels/2, "half" at (levels − 1)/2 (values symmetric about 0, which is not one of them),
+    "int" stores a code of the grid, "real" any number (fp16 unless `zero_codec` says otherwise).
+    """
+
+    levels: int
+    zero: Zero = "int"
+    group: int | None = None
+    axis: Axis = "in"
+    scale: Codec = FP16
+    zero_codec: Codec | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored code."""
+        return math.ceil(math.log2(self.levels))
+
+    @property
+    def zeros(self) -> Codec | None:
+        """Codec of the zeros; None where the grid fixes them."""
+        default: Codec | None = {"int": PackedInt(self.bits), "real": FP16}.get(self.zero)
+        return default and (self.zero_codec or default)
+
+    def group_length(self, shape: tuple[int, int]) -> int:
+        return self.group or shape[self.grouped_dimension]
+
+    @property
+    def grouped_dimension(self) -> int:
+        return 0 if self.axis == "out" else 1
+
+    def divides(self, shape: tuple[int, int]) -> bool:
+        """Whether whole groups cover a weight [out, in]."""
+        length = shape[self.grouped_dimension]
+        return length > 0 and length % self.group_length(shape) == 0
+
+    def table_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of the parameter tables of a weight [out, in]."""
+        length = self.group_length(shape)
+        return (shape[0] // length, shape[1]) if self.axis == "out" else (shape[0], shape[1] // length)
+
+    def table_rows(self, rows: Int64[Tensor, " n"], shape: tuple[int, int]) -> Int64[Tensor, " n"]:
+        """The table row that each weight row reads."""
+        return rows // self.group_length(shape) if self.axis == "out" else rows
+
+    def fit(self, weights: Matrix, keep: Tensor | None = None) -> GroupParameters:
+        """Min-max parameters, fp32, of a tile of rows that contains whole groups; only weights where `keep` count."""
+        low, high = self._range(weights if keep is None else weights.masked_fill(~keep, 0.0))
+        if self.zeros is None:
+            scale = torch.maximum(-low, high) / ((self.levels - 1) / 2)
+            return GroupParameters(torch.where(scale > 0, scale, 1.0), None)
+        scale = (high - low) / (self.levels - 1)
+        scale = torch.where(scale > 0, scale, 1.0)  # a group of zeros is decoded exactly by any scale
+        return GroupParameters(scale, -low / scale)
+
+    def _range(self, weights: Matrix) -> tuple[Tensor, Tensor]:
+        length = self.group or weights.shape[self.grouped_dimension]
+        groups = weights.unflatten(self.grouped_dimension, (-1, length))
+        within = self.grouped_dimension + 1
+        return groups.amin(within).clamp(max=0), groups.amax(within).clamp(min=0)
+
+    def stored(self, fitted: GroupParameters) -> GroupParameters:
+        """The parameters as their codecs give them back. Codes have to be chosen against these."""
+        scale = self.scale.round(fitted.scale)
+        if isinstance(self.scale, Float):
+            scale = torch.where(scale == 0, self.scale.smallest, scale)  # 0 would lose the group
+        if self.zeros is None or fitted.zero is None:
+            return GroupParameters(scale, None)
+        low = -fitted.zero * fitted.scale  # the zero follows the scale that is stored
+        return GroupParameters(scale, self.zeros.round(-low / scale))
+
+    def encode(self, weights: Matrix, parameters: GroupParameters) -> UInt8[Tensor, "rows in"]:
+        """Nearest codes, ties to even; `parameters` hold the table row of every row (see `table_rows`)."""
+        scale, zero = self._spread(parameters, weights.shape[1])
+        return (weights / scale).add_(zero).round_().clamp_(0, self.levels - 1).to(torch.uint8)
+
+    def decode(self, codes: UInt8[Tensor, "rows in"], parameters: GroupParameters) -> Matrix:
+        """scale · (code − zero) in fp32; `parameters` hold the table row of every row."""
+        scale, zero = self._spread(parameters, codes.shape[1])
+        return codes.float().sub_(zero).mul_(scale)
+
+    def _spread(self, parameters: GroupParameters, columns: int) -> tuple[Tensor, Tensor | float]:
+        """Scale and zero of every single weight of the rows."""
+        fixed = {"none": self.levels / 2, "half": (self.levels - 1) / 2}.get(self.zero, 0.0)
+        repeat = columns // parameters.scale.shape[1]  # 1 where groups run along `out`
+        scale = parameters.scale.repeat_interleave(repeat, dim=1)
+        if parameters.zero is None:
+            return scale, fixed
+        return scale, parameters.zero.repeat_interleave(repeat, dim=1)

@@ -1,0 +1,52 @@
+"""The plain twins of every kernel: dequantize a tile of rows of at most 32 MiB, multiply, forget it.
+
+They run every legal weight on every device, and are what the fast kernels are tested against.
+"""
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from bitbudget.storage import Activation, StoredWeight
+
+Inputs = Float[Tensor, "*batch in"]
+Outputs = Float[Tensor, "*batch out"]
+
+
+def linear(x: Inputs, weight: StoredWeight) -> Outputs:
+    """output_map( Σ parts · activation_format( input_map(x) ) ) + bias, in x's dtype; decoding is fp32.
+
+    x: activations [..., in]. Returns [..., out]. Resident memory beside the result: one tile and its copy in x's dtype.
+    """
+    x = _transformed(x, weight)
+    result = x.new_empty(*x.shape[:-1], weight.shape[0])
+    for rows in weight.tiles():
+        result[..., rows] = torch.nn.functional.linear(x, weight.dequantize(rows).to(x.dtype))
+    if "rows" in weight.output_map:
+        order = weight.output_map["rows"].to(torch.int64)
+        result = torch.empty_like(result).index_copy_(-1, order, result)
+    if "scale" in weight.output_map:
+        result = result * weight.output_map["scale"].to(result.dtype)
+    return result if weight.bias is None else result + weight.bias.to(result.dtype)
+
+
+def lookup(ids: Integer[Tensor, "*batch"], weight: StoredWeight) -> Float[Tensor, "*batch in"]:
+    """Rows of an embedding [vocabulary, in], fp32; each row that occurs is decoded once."""
+    unique, place = torch.unique(ids, return_inverse=True)
+    return weight.dequantize(unique.to(torch.int64))[place]
+
+
+def round_activations(x: Inputs, format: Activation) -> Inputs:
+    """Symmetric integers per token and group: scale = max|x| / (2^(b−1) − 1) (MixLLM, section 3.2)."""
+    limit = 2 ** (format.bits - 1) - 1
+    groups = x.float().unflatten(-1, (-1, format.group or x.shape[-1]))
+    scale = groups.abs().amax(-1, keepdim=True) / limit
+    scale = torch.where(scale > 0, scale, 1.0)
+    return ((groups / scale).round() * scale).flatten(-2).to(x.dtype)
+
+
+def _transformed(x: Inputs, weight: StoredWeight) -> Inputs:
+    if weight.input_map:
+        x = x * weight.input_map["scale"].to(x.dtype)
+    activation = weight.choice.activation
+    return round_activations(x, activation) if activation else x

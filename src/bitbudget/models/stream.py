@@ -1,0 +1,151 @@
+"""Runs a model one decoder block at a time, with transformers' own modules; the result is the whole model's, bit for bit."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bitbudget.errors import InputError
+from bitbudget.models.filling import Filler, StemFiller
+from bitbudget.models.probe import probe_chain
+from bitbudget.models.recording import Call, Outcome, Recorder, Stop, replaced_forward
+from bitbudget.models.source import SourceModel
+from bitbudget.models.weights import CheckpointWeights, Weights
+
+__all__ = ["BlockStream", "CheckpointWeights", "States", "Weights"]
+
+PROBE_TOKENS = 8
+
+
+@dataclass
+class States:
+    """Where every sequence stands: `hidden` enters block `next_block` (== the number of blocks: enters the final norm).
+
+    `calls[sequence][block]` are the arguments recorded from the model; equal ones of equally long sequences are shared.
+    """
+
+    sequences: tuple[Int[Tensor, " tokens"], ...]
+    hidden: list[Float[Tensor, "1 tokens width"]]
+    calls: tuple[tuple[Call, ...], ...]
+    next_block: int = 0
+
+    def copy(self) -> "States":
+        """The same states to go another way; tensors are shared until a block replaces them."""
+        return States(self.sequences, list(self.hidden), self.calls, self.next_block)
+
+
+class BlockStream:
+    """One model, one source of weights, one device and dtype; at most one block is in memory.
+
+    Each sequence is a batch of one. Dropout is off, nothing is cached, gradients are off except where `call` is used
+    with gradients on. The skeleton is this object's own, so several streams of one source can run in turn.
+    """
+
+    def __init__(self, source: SourceModel, weights: Weights, device: torch.device, dtype: torch.dtype) -> None:
+        self.source = source
+        self.model = source.skeleton(dtype)
+        self.device = device
+        self.dtype = dtype
+        self._places = source.places
+        self._filler = Filler(self.model, source.parameters, weights, device)
+        self._stem = StemFiller(self._filler, self._places.blocks, self._places.embedding)
+        self._blocks = list(self.model.get_submodule(self._places.blocks))
+        self._embedding = self.model.get_submodule(self._places.embedding)
+        self._chain: tuple[int | str, Outcome] | None = None  # where blocks take the hidden state, how they return it
+
+    @property
+    def block_count(self) -> int:
+        """Number of decoder blocks."""
+        return len(self._blocks)
+
+    def start(self, sequences: Sequence[Int[Tensor, " tokens"]]) -> States:
+        """Embeds the sequences and records what the model hands to every block.
+
+        Raises InputError for an empty sequence, for ids outside the vocabulary, and for a model whose blocks are no
+        straight chain (a block receives something else than the block before returned).
+        """
+        sequences = tuple(sequence.to(self.device, torch.long) for sequence in sequences)
+        self._check_ids(sequences)
+        if self._chain is None and sequences:
+            self._chain = self._probed(sequences[0][:PROBE_TOKENS])
+        hidden, calls = [], []
+        earlier: dict[int, tuple[Call, ...]] = {}
+        for sequence in sequences:
+            entering, recorded = self._record(sequence)
+            previous = earlier.get(len(sequence))
+            if previous is not None:
+                recorded = tuple(call.shared(other) for call, other in zip(recorded, previous, strict=True))
+            earlier[len(sequence)] = recorded
+            hidden.append(entering)
+            calls.append(recorded)
+        self._stem.empty()
+        return States(sequences, hidden, tuple(calls))
+
+    def loaded(self, index: int) -> AbstractContextManager[nn.Module]:
+        """The block with its weights, as long as the context lasts."""
+        return self._filler.filled(f"{self._places.blocks}.{index}")
+
+    def call(
+        self, index: int, states: States, sequence: int, hidden: Float[Tensor, "1 tokens width"] | None = None
+    ) -> Float[Tensor, "1 tokens width"]:
+        """What the block, which must be loaded, makes of a sequence's hidden state (or of `hidden` in its place)."""
+        entering = states.hidden[sequence] if hidden is None else hidden
+        returned = states.calls[sequence][index].apply(self._blocks[index], entering)
+        return returned if isinstance(returned, Tensor) else returned[0]
+
+    def run_block(self, index: int, states: States) -> None:
+        """Loads the block, moves every sequence through it, and frees it."""
+        if index != states.next_block:
+            raise ValueError(f"block {index} was asked for, but the states stand before block {states.next_block}")
+        with torch.no_grad(), self.loaded(index):
+            for sequence in range(len(states.hidden)):
+                states.hidden[sequence] = self.call(index, states, sequence)
+        self._stem.empty()
+        states.next_block += 1
+
+    def logits(self, states: States) -> Iterator[Float[Tensor, "tokens vocab"]]:
+        """The logits of each sequence by the model's own forward (final norm, head, soft-capping); the head is loaded once."""
+        if states.next_block != self.block_count:
+            raise ValueError(f"the states stand before block {states.next_block} of {self.block_count}, not after the last")
+        try:
+            for sequence, hidden in zip(states.sequences, states.hidden, strict=True):
+                yield self._finish(sequence, hidden)
+        finally:
+            self._stem.empty()
+
+    def forward(
+        self, sequences: Sequence[Int[Tensor, " tokens"]], progress: Callable[[int, int], None] | None = None
+    ) -> States:
+        """`start` and all blocks; `progress(done, total)` is called after each block."""
+        states = self.start(sequences)
+        for index in range(self.block_count):
+            self.run_block(index, states)
+            if progress is not None:
+                progress(index + 1, self.block_count)
+        return states
+
+    def _check_ids(self, sequences: Sequence[Tensor]) -> None:
+        vocabulary = self._embedding.num_embeddings
+        for number, sequence in enumerate(sequences):
+            if not len(sequence):
+                raise InputError(f"Sequence {number} is empty; a model needs at least one token.")
+            low, high = int(sequence.min()), int(sequence.max())
+            if low < 0 or high >= vocabulary:
+                raise InputError(
+                    f"Sequence {number} holds token ids from {low} to {high}, but the model's vocabulary has {vocabulary} "
+                    "entries. The tokenizer belongs to another model."
+                )
+
+    def _probed(self, sequence: Tensor) -> tuple[int | str, Outcome]:
+        """Runs block 0 to learn how blocks return, then checks that the blocks are a straight chain."""
+        return probe_chain(self._run, self._blocks, self._places, self.loaded, self._head())
+
+    def _head(self) -> nn.Module | None:
+        return self.model.get_submodule(self._places.head) if self._places.head else None
+
+    def _record(self, sequence: Tensor) -> tuple[Tensor, tuple[Call, ...]]:
+        ...

@@ -1,0 +1,5 @@
+"""How codes are chosen."""
+
+from bitbudget.rounding.nearest import nearest
+
+__all__ = ["nearest"]
