@@ -55,8 +55,10 @@ class Journal:
 
     def record(self, shard: str, tensor_hashes: dict[str, str]) -> None:
         """Notes a shard whose file is complete; the note is durable when this returns. Raises OutputError."""
-        with output_errors(self.path, 0):
-            nbytes = (self.folder / shard).stat().st_size
+        file = self.folder / shard
+        if not file.is_file():
+            raise OutputError(f"{file} was finished but is gone. Leave the folder alone while a run writes into it.")
+        nbytes = file.stat().st_size
         self._append({"shard": shard, "nbytes": nbytes, "tensors": tensor_hashes})
         self.finished[shard] = dict(tensor_hashes)
 

@@ -44,14 +44,16 @@ class NativeConfig:
             InputError: another method, a newer format, a choice this version does not know, or a damaged map.
         """
         if stored.get("quant_method") != QUANT_METHOD:
-            raise InputError(f"quantization_config is of quant_method {stored.get('quant_method')!r}, not {QUANT_METHOD!r}.")
+            raise InputError(
+                f"quantization_config is of quant_method {stored.get('quant_method')!r}, not {QUANT_METHOD!r}."
+            )
         version = stored.get("format_version")
         if not isinstance(version, int) or version < 1:
             raise InputError(f"quantization_config has no valid format_version (found {version!r}).")
         if version > FORMAT_VERSION:
             raise InputError(
-                f"This checkpoint is of format version {version}; this bitbudget reads versions up to {FORMAT_VERSION}. "
-                "Update bitbudget: pip install -U bitbudget."
+                f"This checkpoint is of format version {version}; this bitbudget reads versions up to "
+                f"{FORMAT_VERSION}. Update bitbudget: pip install -U bitbudget."
             )
         texts, layers = stored.get("choices"), stored.get("layers")
         if not isinstance(texts, list) or not isinstance(layers, dict):
@@ -59,7 +61,9 @@ class NativeConfig:
         choices = [Choice.parse(str(text)) for text in texts]
         for name, index in layers.items():
             if not isinstance(index, int) or not 0 <= index < len(choices):
-                raise InputError(f"quantization_config gives layer {name} the choice {index!r} of {len(choices)} choices.")
+                raise InputError(
+                    f"quantization_config gives layer {name} the choice {index!r} of {len(choices)} choices."
+                )
         return cls({name: choices[index] for name, index in layers.items()})
 
 
@@ -75,7 +79,11 @@ class NativeWeights:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: NativeConfig, shapes: Mapping[str, Shape], transposed: frozenset[str] = frozenset()
+        self,
+        checkpoint: Checkpoint,
+        config: NativeConfig,
+        shapes: Mapping[str, Shape],
+        transposed: frozenset[str] = frozenset(),
     ) -> None:
         self.checkpoint = checkpoint
         self.config = config

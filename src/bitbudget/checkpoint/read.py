@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from bitbudget.checkpoint.header import TensorInfo, read_header
+from bitbudget.checkpoint.header import TensorInfo as TensorInfo
+from bitbudget.checkpoint.header import read_header
 from bitbudget.errors import InputError
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -25,7 +25,7 @@ from bitbudget.checkpoint.read import SINGLE_NAME
 from bitbudget.storage.tensors import TensorSpec
 
 DTYPE_NAMES = MappingProxyType({dtype: name for name, dtype in DTYPES.items()})
-CHUNK_BYTES = 16 << 20  # memory that a strided tensor, or one on a device, takes on its way to the disk
+CHUNK_BYTES = 4 << 20  # memory that a strided tensor, or one on a device, takes on its way to the disk
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class ShardWriter:
         """Writes a tensor at its place and returns the hex SHA-256 of its bytes.
 
         Shape and dtype must be as planned, except that bfloat16 may arrive for float16. A contiguous tensor in main
-        memory is not copied, any other in pieces of about 16 MiB. Raises ValueError for a tensor that was not planned so or
-        is already written.
+        memory is not copied, any other in pieces of about 4 MiB. Raises ValueError for a tensor that was not planned
+        so, or is already written.
         """
         self._check(name, tensor)
         digest = hashlib.sha256()

@@ -1,7 +1,7 @@
 """Little-endian bit streams: code j of a row stands at bit j·b, a row is padded to whole 32-bit words.
 
-This is the layout of compressed-tensors >= 0.17 for every width; its golden vector is a test. Eight codes of b bits are always b
-whole bytes, so packing works on groups of eight codes and never looks at a single bit.
+This is the layout of compressed-tensors >= 0.17 for every width; its golden vector is a test. Eight codes of b bits are
+always b whole bytes, so packing works on groups of eight codes and never looks at a single bit.
 """
 
 import torch
@@ -25,7 +25,7 @@ def pack(codes: UInt8[Tensor, "rows count"], bits: int) -> Int32[Tensor, "rows w
     stream = torch.zeros(rows, eights, dtype=torch.int64, device=codes.device)
     for place in range(8):
         stream |= padded[:, :, place].to(torch.int64) << (place * bits)
-    octets = stream.view(torch.uint8).view(rows, eights, 8)[:, :, :bits].reshape(rows, -1)
+    octets = stream.view(torch.uint8).view(rows, eights, 8)[:, :, :bits].flatten(1)
     words = codes.new_zeros(rows, packed_words(count, bits) * 4)
     used = min(octets.shape[1], words.shape[1])
     words[:, :used] = octets[:, :used]

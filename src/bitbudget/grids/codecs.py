@@ -1,7 +1,7 @@
 """Codecs: how the parameters of groups (scales, zeros) are themselves stored.
 
-A codec rounds a parameter to a value that it can store; grids round first and choose codes against the rounded value, so that what
-is decoded later is exactly what the codes were chosen for.
+A codec rounds a parameter to a value that it can store; grids round first and choose codes against the rounded value,
+so that what is decoded later is exactly what the codes were chosen for.
 """
 
 import math
@@ -132,8 +132,8 @@ class Bilevel:
     """Parameters quantized once more, in tiles of the table: value = base + step · code.
 
     `tile` is (rows, groups) of the table that share an fp16 step, and with `offset` an fp16 base (SpQR, section 3.1);
-    without it the base is zero (K-quants). A positive value never gets the code that decodes to zero: a zero scale would
-    lose its group.
+    without it the base is zero (K-quants). A positive value never gets the code that decodes to zero: a zero scale
+    would lose its group. A tile larger than the table is the whole table.
     """
 
     bits: int
@@ -143,24 +143,29 @@ class Bilevel:
     def __str__(self) -> str:
         return f"bilevel({self.bits},{self.tile[0]}x{self.tile[1]}{',offset' if self.offset else ''})"
 
+    def _tile(self, shape: Shape) -> Shape:
+        """The tile within a table: never larger than it, so that no memory is taken for what is not there."""
+        return min(self.tile[0], shape[0]), min(self.tile[1], shape[1])
+
     def _tiles(self, shape: Shape) -> Shape:
         return (-(-shape[0] // self.tile[0]), -(-shape[1] // self.tile[1]))
 
     def _spread(self, per_tile: Tensor, shape: Shape) -> Tensor:
-        whole = per_tile.repeat_interleave(self.tile[0], 0).repeat_interleave(self.tile[1], 1)
-        return whole[: shape[0], : shape[1]]
+        rows, groups = self._tile(shape)
+        return per_tile.repeat_interleave(rows, 0).repeat_interleave(groups, 1)[: shape[0], : shape[1]]
 
     def _levels(self, values: Table) -> tuple[Tensor, Tensor]:
         """fp16 step and base of every tile, as stored, [tile rows, tile groups]."""
+        rows, groups = self._tile(tuple(values.shape))
         tile_rows, tile_groups = self._tiles(tuple(values.shape))
-        padding = (0, tile_groups * self.tile[1] - values.shape[1], 0, tile_rows * self.tile[0] - values.shape[0])
+        padding = (0, tile_groups * groups - values.shape[1], 0, tile_rows * rows - values.shape[0])
         # Edge tiles are filled with their own last values, which changes neither their minimum nor their maximum.
         filled = torch.nn.functional.pad(values[None, None], padding, mode="replicate")[0, 0]
-        tiles = filled.view(tile_rows, self.tile[0], tile_groups, self.tile[1])
+        tiles = filled.reshape(tile_rows, rows, tile_groups, groups)
         high = tiles.amax(dim=(1, 3))
-        base = tiles.amin(dim=(1, 3)).half() if self.offset else torch.zeros_like(high).half()
+        base = _half(tiles.amin(dim=(1, 3))) if self.offset else torch.zeros_like(high).half()
         spread = (high - base.float()).clamp(min=0)
-        step = (spread / (2**self.bits - 1)).half()
+        step = _half(spread / (2**self.bits - 1))
         smallest = torch.full_like(step, 2.0**-24)  # of fp16: a positive value must not vanish with its step
         return torch.where((spread > 0) & (step == 0), smallest, step), base
 
@@ -172,6 +177,16 @@ class Bilevel:
         return torch.where(lost, 1.0, codes).to(torch.uint8)
 
     def round(self, values: Table) -> Table:
+        # A rounded table can have another minimum or maximum and so other levels than it was rounded with; `tensors`
+        # finds its levels again only once it has come to rest, nearly always at the second look.
+        for _ in range(16):
+            rounded = self._round_once(values)
+            if torch.equal(rounded, values):
+                break
+            values = rounded
+        return values
+
+    def _round_once(self, values: Table) -> Table:
         step, base = self._levels(values)
         shape = tuple(values.shape)
         codes = self._codes(values, step, base).float()
@@ -199,6 +214,11 @@ class Bilevel:
         return values + tensors["_base"].float()[where] if self.offset else values
 
 
+def _half(values: Tensor) -> Tensor:
+    """Nearest fp16 numbers, saturating: an infinite step would turn a whole tile into NaN."""
+    return values.clamp(-65504.0, 65504.0).half()
+
+
 def parse_codec(text: str) -> Codec | None:
     """The codec a word stands for, or None."""
     named: dict[str, Codec] = {"fp16": FP16, "bf16": BF16, "fp32": FP32, "byte": U8}
@@ -206,6 +226,6 @@ def parse_codec(text: str) -> Codec | None:
         return named[text]
     if packed := re.fullmatch(r"u([1-8])", text):
         return PackedInt(int(packed[1]))
-    if two := re.fullmatch(r"bilevel\(([1-8]),([1-9]\d*)x([1-9]\d*)(,offset)?\)", text):
+    if two := re.fullmatch(r"bilevel\(([1-8]),([1-9][0-9]{0,8})x([1-9][0-9]{0,8})(,offset)?\)", text):
         return Bilevel(int(two[1]), (int(two[2]), int(two[3])), bool(two[4]))
     return None

@@ -35,7 +35,7 @@ class GroupParameters(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """`levels` equidistant values a group; `group` neighbours along `axis` share parameters (None: a whole row or column).
+    """`levels` equidistant values a group; `group` neighbours along `axis` share parameters (None: all of them).
 
     zero: "none" fixes it at levels/2, "half" at (levels − 1)/2 (values symmetric about 0, which is not one of them),
     "int" stores a code of the grid, "real" any number (fp16 unless `zero_codec` says otherwise).

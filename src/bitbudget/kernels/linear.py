@@ -1,8 +1,8 @@
 """`QuantLinear` and `QuantEmbedding`: modules whose buffers are exactly the stored tensors.
 
-Names and shapes of the buffers equal those of the file, so any loader that fills a state dict loads them. The packed tensors are all
-that stays in memory. `weight` is an empty buffer: it is in the file too (see `NativeLayout`), carries the module's compute dtype,
-and tells device and dtype to code that looks at `module.weight`.
+Names and shapes of the buffers equal those of the file, so any loader that fills a state dict loads them. The packed
+tensors are all that stays in memory. `weight` is an empty buffer: it is in the file too (see `NativeLayout`), carries
+the module's compute dtype, and tells device and dtype to code that looks at `module.weight`.
 """
 
 import torch
@@ -14,7 +14,7 @@ from bitbudget.storage import NATIVE, Choice, Shape, StoredWeight
 
 
 class StoredTensors(nn.Module):
-    """The tensors of one part. They follow the module's device, never its dtype: a rounded scale must not be rounded again."""
+    """The tensors of one part. They follow the module's device, never its dtype: scales must not be rounded again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,11 @@ class StoredTensors(nn.Module):
 class QuantModule(nn.Module):
     """A weight [out, in] held as the tensors of its choice."""
 
-    def __init__(self, choice: Choice, shape: Shape, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+    weight: Tensor
+
+    def __init__(
+        self, choice: Choice, shape: Shape, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
         self.choice = choice
         self.shape = shape
@@ -66,11 +70,7 @@ class QuantModule(nn.Module):
 
 
 class QuantLinear(QuantModule):
-    """y = x Ŵᵀ + bias for a stored weight.
-
-    `source`: the module whose tensors it multiplies with instead of own ones (a head tied to its embedding); it is not registered
-    as a child, so the tied tensors are saved, counted and moved once.
-    """
+    """y = x Ŵᵀ + bias for a stored weight."""
 
     def __init__(
         self,
@@ -82,7 +82,9 @@ class QuantLinear(QuantModule):
     ) -> None:
         super().__init__(choice, shape, dtype, device)
         self.in_features, self.out_features = shape[1], shape[0]
-        self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=device), requires_grad=False) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(shape[0], dtype=dtype, device=device), requires_grad=False) if bias else None
+        )
 
     @classmethod
     def from_stored(cls, weight: StoredWeight) -> "QuantLinear":
@@ -99,9 +101,12 @@ class QuantLinear(QuantModule):
 class TiedLinear(nn.Module):
     """A head that multiplies with the stored weight of its embedding; it has no tensors of its own."""
 
+    embedding: "QuantEmbedding"
+
     def __init__(self, embedding: "QuantEmbedding", bias: nn.Parameter | None = None) -> None:
         super().__init__()
-        object.__setattr__(self, "embedding", embedding)  # not a child: the tensors are saved, counted and moved once
+        # Not a child, so that the tensors are saved, counted and moved once.
+        object.__setattr__(self, "embedding", embedding)
         self.in_features, self.out_features = embedding.shape[1], embedding.shape[0]
         self.bias = bias
 

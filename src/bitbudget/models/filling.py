@@ -80,7 +80,8 @@ class Filler:
         expected = (module._buffers if leaf in module._buffers else module._parameters)[leaf]
         if tensor.shape != expected.shape:
             raise InputError(
-                f"The weights of {name!r} have the shape {tuple(tensor.shape)}, the model needs {tuple(expected.shape)}."
+                f"The weights of {name!r} have the shape {tuple(tensor.shape)}, but the model needs "
+                f"{tuple(expected.shape)}."
             )
         if leaf in module._buffers:
             module._buffers[leaf] = tensor

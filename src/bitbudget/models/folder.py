@@ -10,7 +10,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from bitbudget.errors import InputError
 
-HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.md", "*.jinja", "*.model", "*.py", "LICENSE*", "NOTICE*", "*.tiktoken")
+HUB_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.md",
+    "*.jinja",
+    "*.model",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+    "*.tiktoken",
+)
 OURS = "bitbudget"
 QUANTIZER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # written by older quantizers
 
@@ -79,7 +90,9 @@ def read_config(folder: Path, trust_remote_code: bool, allow_native: bool) -> Pr
 def _raw_config(folder: Path) -> dict[str, object]:
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} has no config.json, so nothing says which model it holds. Copy it from the model's page.")
+        raise InputError(
+            f"{folder} has no config.json, so nothing says which model it holds. Copy it from the model's page."
+        )
     try:
         raw = json.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -91,7 +91,9 @@ def _embedding(model: PreTrainedModel) -> nn.Module | None:
 def _blocks_path(model: PreTrainedModel) -> str:
     """The outermost module list with as many entries as the config has layers; the largest if there are several."""
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    lists = {
+        path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    }
     outer = {path: module for path, module in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
     fitting = {path: module for path, module in outer.items() if len(module) == count} or outer
     if not fitting:
@@ -112,9 +114,7 @@ def classify(
     layers = tuple(_layers(model, places, parameters, dtypes))
     taken = {layer.tensor for layer in layers}
     experts = _expert_paths(model.get_submodule(places.blocks), places.blocks)
-    passthrough = tuple(
-        _passthrough(name, model, places, parameters, experts) for name in dtypes if name not in taken
-    )
+    passthrough = tuple(_passthrough(name, model, places, parameters, experts) for name in dtypes if name not in taken)
     return layers, passthrough
 
 
@@ -192,7 +192,9 @@ def _passthrough(
         kept = parameters.duplicates[name]
         return Passthrough(name, f"equal copy of {kept}, to which the model ties it", duplicate_of=kept)
     if name in parameters.unused:
-        return Passthrough(name, "not used by the model class (another task's head, multi-token prediction, old buffers)")
+        return Passthrough(
+            name, "not used by the model class (another task's head, multi-token prediction, old buffers)"
+        )
     target = parameters.direct.get(name)
     converted = target is None
     if target is None:

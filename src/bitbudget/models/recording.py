@@ -24,6 +24,9 @@ class _HiddenState:
 
 
 HIDDEN = _HiddenState()
+PLAIN = (
+    bool | int | float | str | torch.dtype | torch.device | _HiddenState
+)  # argument types that cannot carry hidden states
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def call_at(slot: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two recorded arguments hold the same values; objects that are no tensors or containers count by identity."""
+    """Whether two recorded arguments are alike: tensors and plain values by value, other objects by type."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         alike = one.dtype == other.dtype and one.shape == other.shape
         return one is other or (alike and torch.equal(one, other))
@@ -106,7 +109,16 @@ def same(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, tuple | list) and type(one) is type(other):
         return len(one) == len(other) and all(map(same, one, other))
-    return one is other or (type(one) is type(other) and isinstance(one, int | float | str) and one == other)
+    return type(one) is type(other) and (one == other or not isinstance(one, PLAIN))
+
+
+def untraceable(value: Any) -> str | None:
+    """The type of an object inside a recorded argument that could carry values unseen (a cache, a list to fill), if any."""
+    if isinstance(value, tuple):
+        return next(filter(None, map(untraceable, value)), None)
+    if isinstance(value, dict | list) and value:
+        return next(filter(None, map(untraceable, value.values() if isinstance(value, dict) else value)), None)
+    return None if value is None or isinstance(value, PLAIN | Tensor) else type(value).__name__
 
 
 def _shared(value: Any, earlier: Any) -> Any:

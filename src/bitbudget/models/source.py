@@ -65,11 +65,18 @@ class SourceModel:
         shapes = {name: shape for name, (shape, _) in tensors.items()}
         parameters = map_parameters(model, shapes, lambda one, other: _equal(checkpoint, one, other))
         _refuse_integers(folder, tensors, parameters)
-        layers, passthrough = classify(
-            model, places, parameters, {name: dtype for name, (_, dtype) in tensors.items()}
-        )
+        layers, passthrough = classify(model, places, parameters, {name: dtype for name, (_, dtype) in tensors.items()})
         return cls(
-            folder, config, checkpoint, model, layers, passthrough, parameters, places, attn_implementation, trust_remote_code
+            folder,
+            config,
+            checkpoint,
+            model,
+            layers,
+            passthrough,
+            parameters,
+            places,
+            attn_implementation,
+            trust_remote_code,
         )
 
     @property
@@ -90,7 +97,9 @@ def _logical_tensors(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -
         return tensors
     stored = quantization.get("layers")
     if not isinstance(stored, dict):
-        raise InputError(f"{folder / 'config.json'}: bitbudget's quantization_config has no `layers`; the file is damaged.")
+        raise InputError(
+            f"{folder / 'config.json'}: bitbudget's quantization_config has no `layers`; the file is damaged."
+        )
     bases = {f"{layer}." for layer in stored}
     for name in list(tensors):
         owners = [name[: end + 1] for end, letter in enumerate(name) if letter == "."]

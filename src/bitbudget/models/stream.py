@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bitbudget.errors import InputError
 from bitbudget.models.filling import Filler, StemFiller
-from bitbudget.models.probe import probe_chain
-from bitbudget.models.recording import Call, Outcome, Recorder, Stop, replaced_forward
+from bitbudget.models.forward import ModelForward
+from bitbudget.models.probe import Chain, probe_chain
+from bitbudget.models.recording import Call, Stop, call_at
 from bitbudget.models.source import SourceModel
 from bitbudget.models.weights import CheckpointWeights, Weights
 
@@ -50,17 +51,16 @@ class BlockStream:
         self.model = source.skeleton(dtype)
         self.device = device
         self.dtype = dtype
-        self._places = source.places
+        self._blocks_path = source.places.blocks
         self._filler = Filler(self.model, source.parameters, weights, device)
-        self._stem = StemFiller(self._filler, self._places.blocks, self._places.embedding)
-        self._blocks = list(self.model.get_submodule(self._places.blocks))
-        self._embedding = self.model.get_submodule(self._places.embedding)
-        self._chain: tuple[int | str, Outcome] | None = None  # where blocks take the hidden state, how they return it
+        self._stem = StemFiller(self._filler, source.places.blocks, source.places.embedding)
+        self._forward = ModelForward(self.model, self._filler, source.places)
+        self._chain: Chain | None = None
 
     @property
     def block_count(self) -> int:
         """Number of decoder blocks."""
-        return len(self._blocks)
+        return len(self._forward.blocks)
 
     def start(self, sequences: Sequence[Int[Tensor, " tokens"]]) -> States:
         """Embeds the sequences and records what the model hands to every block.
@@ -69,13 +69,15 @@ class BlockStream:
         straight chain (a block receives something else than the block before returned).
         """
         sequences = tuple(sequence.to(self.device, torch.long) for sequence in sequences)
+        if not sequences:
+            raise InputError("There is no sequence to run.")
         self._check_ids(sequences)
-        if self._chain is None and sequences:
-            self._chain = self._probed(sequences[0][:PROBE_TOKENS])
+        if self._chain is None:
+            self._chain = probe_chain(self._forward, sequences[0][:PROBE_TOKENS], self.loaded)
         hidden, calls = [], []
         earlier: dict[int, tuple[Call, ...]] = {}
         for sequence in sequences:
-            entering, recorded = self._record(sequence)
+            entering, recorded = self._record(self._chain, sequence)
             previous = earlier.get(len(sequence))
             if previous is not None:
                 recorded = tuple(call.shared(other) for call, other in zip(recorded, previous, strict=True))
@@ -87,14 +89,14 @@ class BlockStream:
 
     def loaded(self, index: int) -> AbstractContextManager[nn.Module]:
         """The block with its weights, as long as the context lasts."""
-        return self._filler.filled(f"{self._places.blocks}.{index}")
+        return self._filler.filled(f"{self._blocks_path}.{index}")
 
     def call(
         self, index: int, states: States, sequence: int, hidden: Float[Tensor, "1 tokens width"] | None = None
     ) -> Float[Tensor, "1 tokens width"]:
         """What the block, which must be loaded, makes of a sequence's hidden state (or of `hidden` in its place)."""
         entering = states.hidden[sequence] if hidden is None else hidden
-        returned = states.calls[sequence][index].apply(self._blocks[index], entering)
+        returned = states.calls[sequence][index].apply(self._forward.blocks[index], entering)
         return returned if isinstance(returned, Tensor) else returned[0]
 
     def run_block(self, index: int, states: States) -> None:
@@ -110,10 +112,12 @@ class BlockStream:
     def logits(self, states: States) -> Iterator[Float[Tensor, "tokens vocab"]]:
         """The logits of each sequence by the model's own forward (final norm, head, soft-capping); the head is loaded once."""
         if states.next_block != self.block_count:
-            raise ValueError(f"the states stand before block {states.next_block} of {self.block_count}, not after the last")
+            raise ValueError(
+                f"the states stand before block {states.next_block} of {self.block_count}, not after the last"
+            )
         try:
             for sequence, hidden in zip(states.sequences, states.hidden, strict=True):
-                yield self._finish(sequence, hidden)
+                yield self._finish(self._chain, sequence, hidden)
         finally:
             self._stem.empty()
 
@@ -129,7 +133,7 @@ class BlockStream:
         return states
 
     def _check_ids(self, sequences: Sequence[Tensor]) -> None:
-        vocabulary = self._embedding.num_embeddings
+        vocabulary = self._forward.embedding.num_embeddings
         for number, sequence in enumerate(sequences):
             if not len(sequence):
                 raise InputError(f"Sequence {number} is empty; a model needs at least one token.")
@@ -140,12 +144,28 @@ class BlockStream:
                     "entries. The tokenizer belongs to another model."
                 )
 
-    def _probed(self, sequence: Tensor) -> tuple[int | str, Outcome]:
-        """Runs block 0 to learn how blocks return, then checks that the blocks are a straight chain."""
-        return probe_chain(self._run, self._blocks, self._places, self.loaded, self._head())
+    def _record(self, chain: Chain, sequence: Tensor) -> tuple[Tensor, tuple[Call, ...]]:
+        """What enters block 0, and the arguments of every block."""
+        calls: list[Call] = []
+        entering: list[Tensor] = []
 
-    def _head(self) -> nn.Module | None:
-        return self.model.get_submodule(self._places.head) if self._places.head else None
+        def on_block(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden, call = call_at(chain.slots[index], args, kwargs)
+            calls.append(call)
+            entering.append(hidden)
+            if index + 1 == self.block_count:
+                raise Stop
+            return chain.outcome.wrap(hidden)
 
-    def _record(self, sequence: Tensor) -> tuple[Tensor, tuple[Call, ...]]:
-        ...
+        self._forward.run(sequence, on_block, self._forward.embed_rows)
+        return entering[0], tuple(calls)
+
+    def _finish(self, chain: Chain, sequence: Tensor, hidden: Tensor) -> Tensor:
+        """The model's forward with the blocks passed over and the last one's result put in."""
+
+        def on_block(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if index + 1 == self.block_count:
+                return chain.outcome.wrap(hidden)
+            return chain.outcome.wrap(call_at(chain.slots[index], args, kwargs)[0])
+
+        return self._forward.run(sequence, on_block, self._forward.embed_zeros).logits[0]

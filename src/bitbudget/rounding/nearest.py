@@ -1,7 +1,7 @@
 """Round to nearest: every weight takes the nearest value of its group's grid.
 
-Two walks over tiles of rows, so that a 16-bit weight is never held in fp32 as a whole: the first finds each group's range, the second
-chooses codes against the parameters as they will be stored (grid card, "Problem and idea": 2 before 3).
+Two walks over tiles of rows, so that a 16-bit weight is never held in fp32 as a whole: the first finds each group's
+range, the second chooses codes against the parameters as they will be stored.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from jaxtyping import Float as FloatArray
 from jaxtyping import Int64
 from torch import Tensor
 
+from bitbudget.errors import InputError
 from bitbudget.grids import BF16, FP16, GroupParameters, pack
 from bitbudget.storage import Choice, Dense, DensePart, OutlierPart, Outliers, Part, StoredWeight, index_dtype
 
@@ -20,13 +21,19 @@ TILE_WEIGHTS = 2**21  # 8 MiB of fp32; several temporaries of this size are aliv
 
 
 def nearest(weight: Weight, choice: Choice) -> StoredWeight:
-    """Store a weight [out, in] (any float dtype) by a choice. Pure: the input is not changed, nothing is drawn at random.
+    """Store a weight [out, in] (any float dtype) by a choice. Pure: the input is not changed, nothing is random.
 
-    Outliers are the largest |w| of the whole layer; they do not count for the ranges of their groups, and their residual against
-    the dense value is stored (LLM-MQ, section 2.1). The rows of a mix are ranked by the squared error that the wider grid saves.
-    Where fp16 cannot hold the scales or residuals, bf16 takes their place and the returned weight's choice says so.
+    Outliers are the largest |w| of the whole layer; they do not count for the ranges of their groups, and their
+    residual against the dense value is stored (LLM-MQ, section 2.1). The rows of a mix are ranked by the squared error
+    that the wider grid saves. Where fp16 cannot hold the scales or residuals, bf16 takes their place and the returned
+    weight's choice says so.
+
+    Raises:
+        InputError: the choice keeps the weight as it is, or cannot store this shape (`Choice.misfit`).
     """
     shape = (weight.shape[0], weight.shape[1])
+    if reason := "it rounds nothing" if choice.kept else choice.misfit(shape):
+        raise InputError(f"A weight {list(shape)} cannot be rounded to {choice}: {reason}. Give it another choice.")
     outliers = _largest(weight, choice.outliers.count.of(weight.numel())) if choice.outliers else None
     parts: list[Part] = []
     dense: list[Dense] = []
@@ -36,12 +43,14 @@ def nearest(weight: Weight, choice: Choice) -> StoredWeight:
         dense.append(part.format)
     sparse = choice.outliers
     if sparse is not None and outliers is not None:
-        part = _residual(weight, sparse, outliers, parts)
-        parts.append(part)
-        sparse = part.format
+        residual = _residual(weight, sparse, outliers, parts)
+        parts.append(residual)
+        sparse = residual.format
     stored = replace(choice, dense=tuple(dense), outliers=sparse)
     names = stored.dense_names() + (("outliers",) if sparse else ())
-    tensors = {f"{name}.{key}": value for name, part in zip(names, parts, strict=True) for key, value in part.tensors().items()}
+    tensors = {
+        f"{name}.{key}": value for name, part in zip(names, parts, strict=True) for key, value in part.tensors().items()
+    }
     return StoredWeight.from_tensors(stored, shape, tensors)
 
 
@@ -78,7 +87,8 @@ def _row_errors(weight: Weight, format: Dense, outliers: Tensor | None) -> Float
         format = replace(format, grid=replace(format.grid, axis="in", group=None))
     part = _dense(weight, format, None, outliers)
     errors = [
-        ((tile - part.decode(rows)) * _kept(tile, rows, outliers)).square().sum(1) for rows, tile in _tiles(weight, None, 1)
+        ((tile - part.decode(rows)) * _kept(tile, rows, outliers)).square().sum(1)
+        for rows, tile in _tiles(weight, None, 1)
     ]
     return torch.cat(errors)
 
@@ -138,6 +148,6 @@ def _residual(weight: Weight, format: Outliers, positions: Tensor, parts: list[P
         for part in parts:
             part.add_to(dense, rows)
         residual[first:last] = (tile - dense).flatten()[positions[first:last] - rows[0] * columns]
-    if format.values == FP16 and len(residual) and residual.abs().amax() > torch.finfo(torch.float16).max:
+    if format.values == FP16 and len(residual) and not FP16.holds(residual.abs().amax()):
         format = replace(format, values=BF16)
     return OutlierPart.from_entries(format, (weight.shape[0], columns), positions, residual)

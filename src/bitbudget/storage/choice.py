@@ -76,7 +76,7 @@ class Outliers:
 
 @dataclass(frozen=True)
 class Activation:
-    """Activations rounded to `bits` symmetric integers per token and `group` neighbouring features (None: all of them)."""
+    """Activations rounded to `bits` symmetric integers per token and `group` neighbouring features (None: all)."""
 
     bits: int
     group: int | None = None
@@ -89,8 +89,9 @@ class Activation:
 class Choice:
     """An ordered sum of parts between an optional input and output map, or a plain float format (`kept`).
 
-    input_map "scale": x is multiplied by a vector [in] first. output_map "permute": row i of the parts is output rows[i];
-    "scale": outputs are multiplied by a vector [out]. Methods that search such maps write them; rounding to nearest does not.
+    input_map "scale": x is multiplied by a vector [in] first. output_map "permute": row i of the parts is output
+    rows[i]; "scale": outputs are multiplied by a vector [out]. Methods that search such maps write them; rounding to
+    nearest does not.
     """
 
     dense: tuple[Dense, ...] = ()

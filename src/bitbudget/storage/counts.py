@@ -25,7 +25,7 @@ class Count:
     @classmethod
     def parse(cls, text: str) -> "Count | None":
         """`410`, `0.5%`; None for anything else, a share of 0 % or above 100 %."""
-        found = re.fullmatch(r"(\d{1,9})|(\d{1,3}(?:\.\d{1,6})?)%", text)
+        found = re.fullmatch(r"([0-9]{1,9})|([0-9]{1,3}(?:[.][0-9]{1,6})?)%", text)
         if not found:
             return None
         value = Decimal(found[1] or found[2])

@@ -1,18 +1,17 @@
 """The parser of choices: a hand-written descent, so that an error can point at the character.
 
-    choice     = float | dense { "|" dense } [ "+" outliers ] { "/" map }
-    float      = "fp16" | "bf16" | "fp32"
-    dense      = "int" BITS [ "s" ] { ":" setting } [ "*" count ]      every dense but the last of a mix has a count
-    setting    = "g" NUMBER | "out" | "zero=real" | "zero=half" | "zeros=" codec | "scale=" codec
-    outliers   = "outliers:" count [ ":" float ]
-    map        = "in=scale" | "act=int" BITS [ ":g" NUMBER ] | "out=permute" | "out=scale"
-    codec      = float | "byte" | "u" BITS | "bilevel(" BITS "," NUMBER "x" NUMBER [ ",offset" ] ")"
-    count      = NUMBER | NUMBER [ "." DIGITS ] "%"
+choice     = float | dense { "|" dense } [ "+" outliers ] { "/" map }
+float      = "fp16" | "bf16" | "fp32"
+dense      = "int" BITS [ "s" ] { ":" setting } [ "*" count ]      every dense but the last of a mix has a count
+setting    = "g" NUMBER | "out" | "zero=real" | "zero=half" | "zeros=" codec | "scale=" codec
+outliers   = "outliers:" count [ ":" float ]
+map        = "in=scale" | "act=int" BITS [ ":g" NUMBER ] | "out=permute" | "out=scale"
+codec      = float | "byte" | "u" BITS | "bilevel(" BITS "," NUMBER "x" NUMBER [ ",offset" ] ")"
+count      = NUMBER | NUMBER [ "." DIGITS ] "%"
 """
 
 import re
 from dataclasses import replace
-from typing import NoReturn
 
 from bitbudget.errors import InputError
 from bitbudget.grids import BF16, FP16, FP32, Float, Grid, PackedInt
@@ -33,11 +32,12 @@ class _Reader:
         self.text = text
         self.at = 0
 
-    def fail(self, expected: str, at: int | None = None) -> NoReturn:
+    def error(self, expected: str, at: int | None = None) -> InputError:
         place = self.at if at is None else at
         found = repr(self.text[place]) if place < len(self.text) else "the end"
-        raise InputError(
-            f"The choice {self.text!r} is not understood at character {place + 1}: expected {expected}, found {found}.\n"
+        return InputError(
+            f"The choice {self.text!r} is not understood at character {place + 1}: expected {expected}, "
+            f"found {found}.\n"
             f"    {self.text}\n    {' ' * place}^\n"
             "Examples: int4:g128, int8s:g64, int3:g128+outliers:0.5%, int8:g128*10%|int4:g128, bf16."
         )
@@ -58,33 +58,35 @@ class _Reader:
         while not kept and self.take("/"):
             result = self.map(result)
         if self.at < len(self.text):
-            self.fail("the end" if kept else "the end, ':', '*', '|', '+' or '/'")
+            raise self.error("the end" if kept else "the end, ':', '*', '|', '+' or '/'")
         return result
 
     def mix(self) -> tuple[Dense, ...]:
         parts = [self.dense()]
         while self.take(r"\|"):
             if parts[-1].count is None:
-                self.fail("'*' and a count of rows: in a mix every width but the last says how many rows it has", self.at - 1)
+                raise self.error(
+                    "'*' and a count of rows: in a mix every width but the last says how many rows it has", self.at - 1
+                )
             parts.append(self.dense())
         if parts[-1].count is not None:
-            self.fail("'|' and the width of the remaining rows")
+            raise self.error("'|' and the width of the remaining rows")
         return tuple(parts)
 
     def dense(self) -> Dense:
         if not self.take("int"):
-            self.fail("'int' and a width, or fp16, bf16, fp32")
+            raise self.error("'int' and a width, or fp16, bf16, fp32")
         start = self.at
-        bits = self.take(r"\d+")
+        bits = self.take(r"[0-9]{1,9}")
         if bits is None or int(bits) not in INTEGER_BITS:
-            self.fail(f"a width of {', '.join(map(str, INTEGER_BITS))} bits", start)
+            raise self.error(f"a width of {', '.join(map(str, INTEGER_BITS))} bits", start)
         grid = Grid(levels=2 ** int(bits), zero="none" if self.take("s") else "int")
         seen: set[str] = set()
         while self.take(":"):
             start = self.at
             name, grid = self.setting(grid)
             if name in seen:
-                self.fail("a setting that was not given before", start)
+                raise self.error("a setting that was not given before", start)
             seen.add(name)
         if grid.zero_codec == replace(grid, zero_codec=None).zeros:
             grid = replace(grid, zero_codec=None)  # the default needs no words
@@ -92,60 +94,60 @@ class _Reader:
 
     def setting(self, grid: Grid) -> tuple[str, Grid]:
         start = self.at
-        if group := self.take(r"g[1-9]\d{0,8}"):
+        if group := self.take(r"g[1-9][0-9]{0,8}"):
             return "group", replace(grid, group=int(group[1:]))
         if self.take(r"out(?![a-z])"):
             return "axis", replace(grid, axis="out")
         if self.take("zero="):
             kind = self.take("real|half")
             if kind is None or grid.zero == "none" or grid.zero_codec:
-                self.fail("'real' or 'half', on an asymmetric grid and before zeros=", start)
+                raise self.error("'real' or 'half', on an asymmetric grid and before zeros=", start)
             return "zero", replace(grid, zero="real" if kind == "real" else "half")
         if self.take("zeros="):
             codec = parse_codec(self.word())
             if codec is None or grid.zero not in ("int", "real") or (isinstance(codec, Float) and grid.zero == "int"):
-                self.fail("a codec that can hold this grid's zeros", start)
+                raise self.error("a codec that can hold this grid's zeros", start)
             if isinstance(codec, PackedInt) and codec.bits < grid.bits:
-                self.fail(f"at least u{grid.bits}: zeros go up to {grid.levels - 1}", start)
+                raise self.error(f"at least u{grid.bits}: zeros go up to {grid.levels - 1}", start)
             return "zeros", replace(grid, zero_codec=codec)
         if self.take("scale="):
             codec = parse_codec(self.word())
             if codec is None or isinstance(codec, PackedInt) or str(codec) == "byte":
-                self.fail("fp16, bf16, fp32 or bilevel(bits,rowsxgroups)", start + len("scale="))
+                raise self.error("fp16, bf16, fp32 or bilevel(bits,rowsxgroups)", start + len("scale="))
             return "scale", replace(grid, scale=codec)
-        self.fail("g and a group size, out, zero=, zeros= or scale=")
+        raise self.error("g and a group size, out, zero=, zeros= or scale=")
 
     def word(self) -> str:
-        return self.take(r"[a-z]+\d*(\([^)]*\))?") or ""
+        return self.take(r"[a-z]+[0-9]*(\([^)]*\))?") or ""
 
     def count(self) -> Count:
         start = self.at
-        count = Count.parse(self.take(r"[\d.]+%?") or "")
+        count = Count.parse(self.take(r"[0-9.]+%?") or "")
         if count is None:
-            self.fail("a number above 0, or a share up to 100 % such as 0.5%", start)
+            raise self.error("a number above 0, or a share up to 100 % such as 0.5%", start)
         return count
 
     def outliers(self) -> Outliers:
         if not self.take("outliers:"):
-            self.fail("'outliers:' and a count")
+            raise self.error("'outliers:' and a count")
         count = self.count()
         if not self.take(":"):
             return Outliers(count)
         values = self.take("fp16|bf16|fp32")
         if values is None:
-            self.fail("fp16, bf16 or fp32")
+            raise self.error("fp16, bf16 or fp32")
         return Outliers(count, FLOATS[values])
 
     def map(self, choice: Choice) -> Choice:
         start = self.at
-        if self.take("in=scale") and not (choice.input_map or choice.activation or choice.output_map):
+        if not (choice.input_map or choice.activation or choice.output_map) and self.take("in=scale"):
             return replace(choice, input_map="scale")
-        if self.take("act=int") and not (choice.activation or choice.output_map):
-            bits = self.take(r"[48](?!\d)")
+        if not (choice.activation or choice.output_map) and self.take("act=int"):
+            bits = self.take(r"[48](?![0-9])")
             if bits is None:
-                self.fail("4 or 8")
-            group = self.take(r":g[1-9]\d{0,8}")
+                raise self.error("4 or 8")
+            group = self.take(r":g[1-9][0-9]{0,8}")
             return replace(choice, activation=Activation(int(bits), int(group[2:]) if group else None))
         if kind := (not choice.output_map and self.take("out=(permute|scale)")):
             return replace(choice, output_map="permute" if kind.endswith("permute") else "scale")
-        self.fail("in=scale, act=int8 or act=int4, out=permute or out=scale, in this order and once each", start)
+        raise self.error("in=scale, act=int8 or act=int4, out=permute or out=scale, in this order and once each", start)

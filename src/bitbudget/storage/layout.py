@@ -22,8 +22,8 @@ class Layout(Protocol):
 class NativeLayout:
     """`<layer>.<part>.<tensor>`, and an empty `<layer>.weight`.
 
-    The empty tensor costs no data. It has the name that the unquantized layer's tensor had, so a loader that does not know
-    this format stops at its shape instead of running with random weights.
+    The empty tensor costs no data. It has the name that the unquantized layer's tensor had, so a loader that does not
+    know this format stops at its shape instead of running with random weights.
     """
 
     def specs(self, choice: Choice, shape: Shape) -> tuple[TensorSpec, ...]:

@@ -1,6 +1,7 @@
 """Parts: the addends of a stored weight, W ≈ Σ parts. Each covers a region and adds itself to the rows it is asked for.
 
-A new kind of part is a class with this interface, a line in the grammar and in the native layout; kernels look parts up by class.
+A new kind of part is a class with this interface, a line in the grammar and in the native layout; kernels look parts up
+by class.
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ Tile = Float[Tensor, "n in"]
 
 
 class Part(Protocol):
-    """One addend of a weight [out, in].
+    """One addend of a weight [out, in]."""
 
-    `sees` names the input it multiplies: "raw" (before the layer's input map), "transformed" (after it) or "quantized"
-    (after the activation format too).
-    """
-
-    sees: str
+    @property
+    def sees(self) -> str:
+        """The input it multiplies: "raw" (before the layer's input map), "transformed" (after it) or "quantized"
+        (after the activation format too).
+        """
+        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """Stored tensors, named relative to the part."""
@@ -46,7 +48,9 @@ class DensePart:
     sees: str = "quantized"
 
     @classmethod
-    def from_codes(cls, format: Dense, shape: Shape, codes: Tensor, parameters: GroupParameters, index: Tensor | None) -> "DensePart":
+    def from_codes(
+        cls, format: Dense, shape: Shape, codes: Tensor, parameters: GroupParameters, index: Tensor | None
+    ) -> "DensePart":
         """Build from packed codes [rows, words] and already rounded parameters."""
         stored = {} if index is None else {"rows": index}
         stored["codes"] = codes
@@ -95,7 +99,9 @@ class OutlierPart:
     sees: str = "quantized"
 
     @classmethod
-    def from_entries(cls, format: Outliers, shape: Shape, positions: Int64[Tensor, " k"], residual: Float[Tensor, " k"]) -> "OutlierPart":
+    def from_entries(
+        cls, format: Outliers, shape: Shape, positions: Int64[Tensor, " k"], residual: Float[Tensor, " k"]
+    ) -> "OutlierPart":
         """Build from residuals at ascending flat positions (row · in + column) of a weight [out, in]."""
         per_row = torch.bincount(positions // shape[1], minlength=shape[0])
         pointers = torch.nn.functional.pad(per_row.cumsum(0), (1, 0))

@@ -16,7 +16,7 @@ TILE_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight [out, in] as its choice stores it: parts between an optional input map and output map, and an optional bias.
+    """A weight [out, in] as its choice stores it: parts between optional input and output maps, and an optional bias.
 
     The parts are summed in order; `nested` says that every prefix of them is a legal weight by itself.
     """
@@ -31,7 +31,9 @@ class StoredWeight:
     nested: bool = False
 
     @classmethod
-    def from_tensors(cls, choice: Choice, shape: Shape, tensors: dict[str, Tensor], bias: Tensor | None = None) -> "StoredWeight":
+    def from_tensors(
+        cls, choice: Choice, shape: Shape, tensors: dict[str, Tensor], bias: Tensor | None = None
+    ) -> "StoredWeight":
         """Bind a choice to its tensors, named relative to the layer as the native layout names them.
 
         Raises:
@@ -77,7 +79,9 @@ class StoredWeight:
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+    return {
+        name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")
+    }
 
 
 def _check_tensors(choice: Choice, shape: Shape, tensors: dict[str, Tensor]) -> None:
@@ -91,6 +95,6 @@ def _check_tensors(choice: Choice, shape: Shape, tensors: dict[str, Tensor]) -> 
         tensor = found[name]
         if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
             raise InputError(
-                f"The tensor {name} of a weight {list(shape)} stored as {choice} is {tensor.dtype} {list(tensor.shape)}; "
-                f"the choice asks for {spec.dtype} {list(spec.shape)}."
+                f"The tensor {name} of a weight {list(shape)} stored as {choice} is {tensor.dtype} "
+                f"{list(tensor.shape)}; the choice asks for {spec.dtype} {list(spec.shape)}."
             )

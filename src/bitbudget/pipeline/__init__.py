@@ -1,0 +1,1 @@
+"""The loop that ties the floors together: forecast, quantize, verify, evaluate."""

@@ -1,0 +1,136 @@
+"""The five verbs of the library, with the words of the command line."""
+
+from pathlib import Path
+from typing import Any
+
+from bitbudget.calibration.split import split
+from bitbudget.calibration.tokenizer import Tokenizer
+from bitbudget.data import DEMO_NAME, demo_model_folder, resolve_model
+from bitbudget.errors import VerificationError
+from bitbudget.models.devices import resolve_device
+from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.measure import Measurement
+from bitbudget.pipeline.plan import DEFAULT_SHARD_BYTES, uniform_plan
+from bitbudget.pipeline.progress import Progress, Silent
+from bitbudget.pipeline.quantize import prepare_output, write_checkpoint, write_record
+from bitbudget.pipeline.texts import open_text, sample, text_entry
+from bitbudget.pipeline.verify import (
+    EVALUATE_WINDOW,
+    VERIFY_TOKENS,
+    VERIFY_WINDOW,
+    Verification,
+    evaluate_folder,
+    verify_folder,
+)
+from bitbudget.storage import Choice
+
+KEPT = "16bit"
+
+
+def quantize(
+    model: str | Path,
+    choice: str,
+    output: str | Path,
+    *,
+    embedding: str = KEPT,
+    head: str = KEPT,
+    text: str | Path | None = None,
+    device: str = "auto",
+    verify: bool = True,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Store the linears of a model's blocks by one choice, write the checkpoint to `output` and verify it.
+
+    model: a folder, a hub id, or "demo". choice, embedding, head: texts such as "int4:g128"; "16bit" keeps a tensor as it
+    is. text: plain text or JSONL for verification (default: the packaged books). Returns the record that bitbudget.json
+    holds.
+
+    Raises:
+        InputError: the model, text or choice cannot be used; nothing was written.
+        OutputError: the folder or disk cannot take the result.
+        VerificationError: the finished folder does not hold what it promises.
+    """
+    progress, output = progress or Silent(), Path(output)
+    parsed = [None if word == KEPT else Choice.parse(word) for word in (embedding, head)]
+    resolve_device(device)
+    source = open_source(model, trust_remote_code)
+    plan = uniform_plan(source, Choice.parse(choice), *parsed, max_shard_bytes=max_shard_bytes)
+    prepare_output(output, plan)
+    tokenizer = Tokenizer.open(source.folder, trust_remote_code)
+    words = open_text(Path(text) if text else None, tokenizer)
+    parts = split(words)
+    if verify:  # too short a text is found now, not after the work
+        sample(words, parts.acceptance, tokenizer, source, VERIFY_WINDOW, tokens=VERIFY_TOKENS)
+    record = write_checkpoint(source, plan, output, text_entry(words, parts), source_name(model), progress)
+    if not verify:
+        return record
+    result = verify_folder(output, source, words.path, device, progress, trust_remote_code=trust_remote_code)
+    record["verification"] = result.to_dict()
+    write_record(output, record)
+    require_passed(result, output)
+    return record
+
+
+def verify(
+    folder: str | Path,
+    against: str | Path | None = None,
+    *,
+    text: str | Path | None = None,
+    device: str = "auto",
+    tokens: int = VERIFY_TOKENS,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check a finished folder, with `against` (the original model) its tensors and its KL divergence too.
+
+    Returns what was found; `passed` says whether all is well. The folder is not changed.
+    """
+    original = None if against is None else open_source(against, trust_remote_code)
+    path = Path(text) if text else None
+    return verify_folder(Path(folder), original, path, device, progress or Silent(), tokens, trust_remote_code)
+
+
+def evaluate(
+    folder: str | Path,
+    text: str | Path,
+    against: str | Path | None = None,
+    *,
+    window: int = EVALUATE_WINDOW,
+    stride: int | None = None,
+    tokens: int | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Perplexity of a finished folder on a text, with `against` its KL divergence from the original too.
+
+    A text that the plan was made with is used in its evaluation part only.
+    """
+    original = None if against is None else open_source(against, trust_remote_code)
+    measured, _ = evaluate_folder(
+        Path(folder), Path(text), original, device, progress or Silent(), window, stride, tokens, trust_remote_code
+    )
+    return measured
+
+
+def open_source(model: str | Path, trust_remote_code: bool = False) -> SourceModel:
+    """The model that a user names: a folder, a hub id, or `demo`."""
+    return SourceModel.open(resolve_model(str(model)), trust_remote_code=trust_remote_code)
+
+
+def source_name(model: str | Path) -> str:
+    """What plans call the source: the folder's name, never its path, or the hub id."""
+    if str(model) == DEMO_NAME:
+        return demo_model_folder().name
+    return Path(model).resolve().name if Path(model).is_dir() else str(model)
+
+
+def require_passed(result: Verification, folder: Path) -> None:
+    """Raise VerificationError with everything that was found."""
+    if not result.passed:
+        found = "\n".join(f"  - {problem}" for problem in result.problems)
+        raise VerificationError(
+            f"{folder} failed its verification:\n{found}\nThe folder was left as it is; do not use it."
+        )

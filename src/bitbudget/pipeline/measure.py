@@ -1,0 +1,144 @@
+"""What a stored model loses against its original, and its perplexity: both streamed block by block, side by side at the end.
+
+KL divergence is KL(original ‖ stored) in nats per token, summed over the vocabulary in fp64. Position 0 of a window never counts
+(`calibration.tokens`). Standard errors are over documents: windows of one document are not independent.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.models.stream import BlockStream, States
+from bitbudget.pipeline.progress import Progress, stage
+
+CHUNK_BYTES = 32 * 2**20  # of fp64 log-probabilities at a time
+Logits = Float[Tensor, "tokens vocabulary"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`kl`, `top1` (share of positions where both name the same most likely token) and `reference_…` need an original.
+
+    perplexity: per token; word_perplexity: per white-space word of the same text. They are different numbers; papers
+    use one or the other.
+    """
+
+    tokens: int
+    documents: int
+    window: int
+    stride: int
+    perplexity: float
+    word_perplexity: float
+    kl: float | None = None
+    kl_se: float | None = None
+    top1: float | None = None
+    reference_perplexity: float | None = None
+    reference_word_perplexity: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass
+class _Sums:
+    """Sums over the scored positions of one document."""
+
+    tokens: int = 0
+    words: float = 0.0
+    loss: float = 0.0
+    reference_loss: float = 0.0
+    kl: float = 0.0
+    agreeing: int = 0
+
+
+def measure(
+    model: BlockStream,
+    reference: BlockStream | None,
+    sequences: Sequence[TokenSequence],
+    window: int,
+    stride: int,
+    progress: Progress,
+) -> Measurement:
+    """Run `model`, and `reference` if given, over the sequences."""
+    ids = [sequence.ids for sequence in sequences]
+    original: Iterator[Logits | None] = iter([None] * len(ids))
+    if reference is not None:
+        original = reference.logits(_forward(reference, ids, "original", progress))
+    stored = model.logits(_forward(model, ids, "stored", progress))
+    documents: dict[int, _Sums] = defaultdict(_Sums)
+    with stage(progress, "compare" if reference else "score", len(ids)):
+        for sequence, logits, expected in zip(sequences, stored, original, strict=True):
+            _add(documents[sequence.document], sequence, logits, expected)
+            progress.advance(1)
+    return _summary(list(documents.values()), window, stride, reference is not None)
+
+
+def _forward(stream: BlockStream, ids: list[Tensor], name: str, progress: Progress) -> States:
+    with stage(progress, f"{name} model, block by block", stream.block_count):
+        return stream.forward(ids, progress=lambda done, total: progress.advance(1))
+
+
+def _add(sums: _Sums, sequence: TokenSequence, logits: Logits, expected: Logits | None) -> None:
+    """Add one window, a few positions at a time."""
+    labels = sequence.labels.to(logits.device)
+    logits = logits[sequence.positions]
+    expected = None if expected is None else expected[sequence.positions]
+    step = max(1, CHUNK_BYTES // (8 * logits.shape[1]))
+    for start in range(0, len(labels), step):
+        part = slice(start, start + step)
+        log_q = torch.log_softmax(logits[part].double(), -1)
+        sums.loss -= float(log_q.gather(1, labels[part, None]).sum())
+        if expected is None:
+            continue
+        log_p = torch.log_softmax(expected[part].double(), -1)
+        sums.reference_loss -= float(log_p.gather(1, labels[part, None]).sum())
+        sums.kl += float((log_p.exp() * (log_p - log_q)).sum())
+        sums.agreeing += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+    sums.tokens += len(labels)
+    sums.words += sequence.words
+
+
+def _summary(documents: list[_Sums], window: int, stride: int, compared: bool) -> Measurement:
+    tokens = sum(sums.tokens for sums in documents)
+    words = sum(sums.words for sums in documents)
+    loss = sum(sums.loss for sums in documents)
+    result = {
+        "tokens": tokens,
+        "documents": len(documents),
+        "window": window,
+        "stride": stride,
+        "perplexity": _exp(loss / tokens),
+        "word_perplexity": _exp(loss / words),
+    }
+    if compared:
+        kl = sum(sums.kl for sums in documents) / tokens
+        reference_loss = sum(sums.reference_loss for sums in documents)
+        result |= {
+            "kl": kl,
+            "kl_se": _ratio_error([sums.kl for sums in documents], [sums.tokens for sums in documents]),
+            "top1": sum(sums.agreeing for sums in documents) / tokens,
+            "reference_perplexity": _exp(reference_loss / tokens),
+            "reference_word_perplexity": _exp(reference_loss / words),
+        }
+    return Measurement(**result)
+
+
+def _ratio_error(values: list[float], weights: list[int]) -> float | None:
+    """Standard error of Σ values / Σ weights over documents (linearised); None for a single document."""
+    count, total = len(values), sum(weights)
+    if count < 2:
+        return None
+    ratio = sum(values) / total
+    squares = sum((value - ratio * weight) ** 2 for value, weight in zip(values, weights, strict=True))
+    return math.sqrt(count / (count - 1) * squares) / total
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,38 @@
+"""What a long stage tells about itself while it runs. The command line draws it; a library caller may ignore it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives the stages of a run, one after the other; `total` and `amount` are in the same unit of the stage's choice."""
+
+    def start(self, stage: str, total: float) -> None: ...
+
+    def advance(self, amount: float) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def start(self, stage: str, total: float) -> None:
+        pass
+
+    def advance(self, amount: float) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+@contextmanager
+def stage(progress: Progress, name: str, total: float) -> Iterator[Progress]:
+    """One stage, finished however it ends."""
+    progress.start(name, total)
+    try:
+        yield progress
+    finally:
+        progress.finish()

@@ -1,0 +1,179 @@
+"""Quantize: read layer by layer, store by the plan, write shard by shard, then verify what lies on the disk."""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitbudget.checkpoint.journal import JOURNAL_NAME, Journal
+from bitbudget.checkpoint.native import FORMAT_VERSION, NativeConfig
+from bitbudget.checkpoint.read import Checkpoint
+from bitbudget.checkpoint.write import Shard, ShardWriter, index_json, write_atomic
+from bitbudget.errors import InputError, OutputError
+from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.card import model_card
+from bitbudget.pipeline.files import OtherFiles
+from bitbudget.pipeline.plan import Plan, PlannedLayer
+from bitbudget.pipeline.progress import Progress, stage
+from bitbudget.rounding import nearest
+
+RECORD_NAME = "bitbudget.json"
+
+
+def prepare_output(output: Path, plan: Plan) -> None:
+    """Make the folder, or accept it if it is empty or an unfinished run of ours.
+
+    Raises:
+        OutputError: something else is in it, it cannot be written, or the disk is too small.
+    """
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"The output {output} is a file. Give a folder with -o.")
+    if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL_NAME).is_file():
+        ours = " (a finished bitbudget checkpoint)" if (output / RECORD_NAME).is_file() else ""
+        raise OutputError(
+            f"The output folder {output} is not empty{ours} and holds no unfinished run of bitbudget. Nothing was changed. "
+            "Give another folder with -o, or remove this one first."
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"The output folder {output} cannot be made ({error.strerror}). Give another one with -o."
+        ) from error
+    done = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    free = shutil.disk_usage(output).free
+    if plan.disk_bytes - done > free:
+        raise OutputError(
+            f"The checkpoint takes {plan.disk_bytes:,} bytes, and {output} has {free:,} bytes free. Nothing was written. "
+            "Make room or give another folder with -o."
+        )
+
+
+def write_checkpoint(
+    source: SourceModel, plan: Plan, output: Path, text: dict[str, Any], name: str, progress: Progress
+) -> dict[str, Any]:
+    """Write every shard that the journal does not hold, the other files, and last config.json; returns the record.
+
+    The folder cannot be loaded before config.json is there, so an interrupted run is never mistaken for a finished one.
+    `text` is the text's entry of the record, `name` what the record calls the source.
+    """
+    prepare_output(output, plan)
+    hashes: dict[str, str] = {}
+    with Journal.open(output, _fingerprint(source, plan, text)) as journal:
+        with stage(progress, "quantize", _bytes(source, plan.shards, plan)) as running:
+            for shard in plan.shards:
+                if shard.filename not in journal.finished:
+                    journal.record(shard.filename, _write_shard(source, plan, shard, output, running))
+                else:
+                    running.advance(_bytes(source, (shard,), plan))
+                hashes |= journal.finished[shard.filename]
+        record = _finish(source, plan, output, text, name, hashes)
+        journal.close_and_remove()
+    return record
+
+
+def _write_shard(source: SourceModel, plan: Plan, shard: Shard, output: Path, progress: Progress) -> dict[str, str]:
+    """Hashes of the shard's tensors; those of the source's tensors stand under `source/<name>`."""
+    hashes: dict[str, str] = {}
+    wanted = {spec.name for spec in shard.specs}
+    layers = plan.by_tensor
+    unused = {tensor.tensor for tensor in plan.kept if tensor.reason.startswith("not used")}
+    with ShardWriter(output, shard) as writer:
+        for origin in _origins(plan, shard):
+            tensor = source.checkpoint.read(origin)
+            if origin not in unused:
+                _refuse_not_finite(source, origin, tensor)
+            planned = layers.get(origin)
+            stored = {origin: tensor} if planned is None or planned.choice.kept else _store(planned, tensor)
+            if planned is not None and not planned.choice.kept:
+                hashes[f"source/{origin}"] = tensor_sha256(tensor)
+            for name in sorted(stored.keys() & wanted):
+                hashes[name] = writer.write(name, stored[name])
+            progress.advance(tensor.nbytes)
+    return hashes
+
+
+def _store(planned: PlannedLayer, tensor: Tensor) -> dict[str, Tensor]:
+    """The stored tensors of a layer under their names in the file."""
+    weight = nearest(tensor.T if planned.layer.transposed else tensor, planned.choice)
+    return {f"{planned.layer.name}.{name}": value for name, value in weight.tensors().items()}
+
+
+def _origins(plan: Plan, shard: Shard) -> list[str]:
+    """Source tensors that a shard's tensors come from, in the source's order."""
+    made_from = {spec.name: planned.layer.tensor for planned in plan.layers for spec in planned.specs()}
+    return list(dict.fromkeys(made_from.get(spec.name, spec.name) for spec in shard.specs))
+
+
+def _bytes(source: SourceModel, shards: Iterable[Shard], plan: Plan) -> int:
+    return sum(source.checkpoint.tensors[name].nbytes for shard in shards for name in _origins(plan, shard))
+
+
+def _refuse_not_finite(source: SourceModel, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return
+    broken = ~torch.isfinite(tensor)
+    first = broken.nonzero()[0].tolist()
+    raise InputError(
+        f"{source.checkpoint.tensors[name].file}: the weight {name} holds {int(broken.sum())} values that are NaN or infinite, "
+        f"the first at {first}. A model with such weights cannot be quantized; download it again or repair the tensor."
+    )
+
+
+def _fingerprint(source: SourceModel, plan: Plan, text: dict[str, Any]) -> str:
+    """Of everything the output depends on: weights by header, size and modification time, plan, text, versions."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.checkpoint.files]
+    tensors = {name: [str(info.dtype), info.shape, info.start] for name, info in source.checkpoint.tensors.items()}
+    everything = [files, tensors, plan.to_dict(), text, versions()]
+    return sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _finish(
+    source: SourceModel, plan: Plan, output: Path, text: dict[str, Any], name: str, hashes: dict[str, str]
+) -> dict[str, Any]:
+    """Index, other files, record, and last the config that makes the folder a model."""
+    if len(plan.shards) > 1:
+        write_atomic(output / "model.safetensors.index.json", index_json(plan.shards))
+    others = OtherFiles.of(source.folder)
+    written = Checkpoint.open(output)
+    plan = plan.as_written({name: info.dtype for name, info in written.tensors.items()})
+    config_bytes = (source.folder / "config.json").read_bytes()
+    of_source = {key.removeprefix("source/"): value for key, value in hashes.items() if key.startswith("source/")}
+    record = {
+        "format_version": FORMAT_VERSION,
+        "versions": versions(),
+        "source": {"name": name, "config_sha256": sha256(config_bytes).hexdigest(), "tensors": of_source},
+        "plan": plan.to_dict(),
+        "text": text,
+        "tensors": {spec.name: hashes[spec.name] for shard in plan.shards for spec in shard.specs},
+        "other_files": {"copied": others.copy(source.folder, output), "left_out": others.left_out},
+    }
+    write_record(output, record)
+    config = json.loads(config_bytes)
+    config["quantization_config"] = NativeConfig(plan.stored_choices).to_dict()
+    write_atomic(output / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+    return record
+
+
+def write_record(output: Path, record: dict[str, Any]) -> None:
+    """bitbudget.json and the model card made from it."""
+    write_atomic(output / RECORD_NAME, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_atomic(output / "README.md", model_card(record).encode())
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Of the bytes of a contiguous tensor in main memory."""
+    return sha256(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions that the bytes of a checkpoint and the numbers of a verification depend on."""
+    packages = ("bitbudget", "torch", "transformers", "tokenizers")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}

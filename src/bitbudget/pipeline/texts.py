@@ -1,0 +1,80 @@
+"""Which text a stage runs on: the packaged one or the user's, its three parts, and the sequences taken from a part."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitbudget.calibration.documents import Text, default_text, read_text
+from bitbudget.calibration.split import Split, TextPart, split, whole
+from bitbudget.calibration.tokenizer import Tokenizer
+from bitbudget.calibration.tokens import TokenSequence, fingerprint, sequences, take
+from bitbudget.models.source import SourceModel
+
+DEFAULT_CONTEXT = 2048  # where a config names no longest context
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sequences of one part of a text, with what identifies them."""
+
+    text: Text
+    part: TextPart
+    sequences: tuple[TokenSequence, ...]
+    window: int
+    stride: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(sequence.scored for sequence in self.sequences)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "part": self.part.name,
+            "part_sha256": self.part.sha256,
+            "sequences_sha256": fingerprint(self.sequences),
+        }
+
+
+def open_text(path: Path | str | None, tokenizer: Tokenizer) -> Text:
+    """The user's file, or the packaged text."""
+    return default_text() if path is None else read_text(path, tokenizer)
+
+
+def text_entry(text: Text, parts: Split) -> dict[str, Any]:
+    """What the plan says of a text: `evaluate` recognises it by its hash."""
+    named = (parts.calibration, parts.acceptance, parts.evaluation)
+    return {"name": text.name, "sha256": text.sha256, "parts": {part.name: part.sha256 for part in named}}
+
+
+def context_length(source: SourceModel) -> int:
+    """Longest context that the config names."""
+    config = source.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions"):
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return DEFAULT_CONTEXT
+
+
+def sample(
+    text: Text,
+    part: TextPart,
+    tokenizer: Tokenizer,
+    source: SourceModel,
+    window: int,
+    stride: int | None = None,
+    tokens: int | None = None,
+) -> Sample:
+    """Windows of a part, at most `tokens` tokens of them (None: all), spread over its documents."""
+    window = min(window, context_length(source))
+    vocabulary = source.model.get_input_embeddings().num_embeddings
+    every: Sequence[TokenSequence] = sequences(part.documents, tokenizer, window, stride, vocabulary)
+    return Sample(text, part, tuple(every if tokens is None else take(every, tokens)), window, stride or window)
+
+
+def evaluation_part(text: Text, plan_text: Mapping[str, Any] | None) -> TextPart:
+    """The whole file, unless the plan was made with it: then only the part that the plan never saw."""
+    if plan_text and plan_text.get("sha256") == text.sha256:
+        return split(text).evaluation
+    return whole(text)

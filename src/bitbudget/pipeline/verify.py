@@ -1,0 +1,171 @@
+"""Verify and evaluate: a finished folder is read back from the disk, checked, and compared with its original."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitbudget.calibration.split import split
+from bitbudget.calibration.tokenizer import Tokenizer
+from bitbudget.checkpoint.native import NativeConfig
+from bitbudget.errors import BitbudgetError, InputError
+from bitbudget.models.devices import compute_dtype, resolve_device
+from bitbudget.models.source import SourceModel
+from bitbudget.models.stream import BlockStream, CheckpointWeights
+from bitbudget.pipeline.checks import CHECKS, SHOWN, Folder, accounted
+from bitbudget.pipeline.measure import Measurement, measure
+from bitbudget.pipeline.progress import Progress, stage
+from bitbudget.pipeline.quantize import RECORD_NAME
+from bitbudget.pipeline.texts import Sample, evaluation_part, open_text, sample
+
+VERIFY_WINDOW = 256
+VERIFY_TOKENS = 4096
+EVALUATE_WINDOW = 2048
+
+
+@dataclass
+class Verification:
+    """Which checks ran, what they found, and what the model measures."""
+
+    checks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    measurement: Measurement | None = None
+    sample: Sample | None = None
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    def add(self, check: str, problems: Iterator[str]) -> None:
+        """Run one check; long lists of problems are cut, with their count."""
+        found = list(problems)
+        self.checks.append(check)
+        self.problems += found[:SHOWN]
+        if len(found) > SHOWN:
+            self.problems.append(f"{check}: and {len(found) - SHOWN} more")
+
+    def to_dict(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {"passed": self.passed, "checks": self.checks, "problems": self.problems}
+        if self.measurement and self.sample:
+            entry |= {"measurement": self.measurement.to_dict(), "text": self.sample.to_dict()}
+        return entry
+
+
+def open_folder(path: Path, trust_remote_code: bool = False) -> Folder:
+    """A folder that `quantize` finished.
+
+    Raises:
+        InputError: it is none, it is unfinished or damaged, or of a newer format.
+    """
+    if not path.is_dir():
+        raise InputError(f"There is no folder {path}.")
+    if not (path / RECORD_NAME).is_file() or not (path / "config.json").is_file():
+        unfinished = (path / "journal.jsonl").is_file()
+        how = (
+            "It is an unfinished run: the same quantize command continues it." if unfinished else "Run quantize first."
+        )
+        raise InputError(f"{path} is no finished bitbudget checkpoint (it needs config.json and {RECORD_NAME}). {how}")
+    record, config = _json(path / RECORD_NAME), _json(path / "config.json")
+    if (
+        not isinstance(config.get("quantization_config"), dict)
+        or not {"plan", "tensors", "source", "text"} <= record.keys()
+    ):
+        raise InputError(
+            f"{path}: config.json has no quantization_config, or {RECORD_NAME} lacks its plan; a file is damaged."
+        )
+    native = NativeConfig.from_dict(config["quantization_config"])
+    source = SourceModel.open(path, trust_remote_code=trust_remote_code, allow_native=True)
+    return Folder(path, record, source.checkpoint, native, source)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); it is damaged.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object; it is damaged.")
+    return content
+
+
+def verify_folder(
+    path: Path,
+    original: SourceModel | None,
+    text: Path | None,
+    device: str,
+    progress: Progress,
+    tokens: int = VERIFY_TOKENS,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """All checks, then perplexity, and with the original KL and top-1 agreement, on the text's acceptance part.
+
+    A folder that cannot even be opened is a failed verification with that problem, not an error.
+    """
+    result = Verification()
+    try:
+        folder = open_folder(path, trust_remote_code)
+    except BitbudgetError as error:
+        result.add("folder readable", iter([str(error)]))
+        return result
+    with stage(progress, "check", len(CHECKS) + 1):
+        for name, check in CHECKS.items():
+            _run(result, name, check(folder))
+            progress.advance(1)
+        if original is not None:
+            _run(result, "every source tensor accounted for", accounted(folder, original))
+    if result.problems:  # a broken file is not worth running
+        return result
+    tokenizer = Tokenizer.open(path, trust_remote_code)
+    words = open_text(text, tokenizer)
+    result.sample = sample(words, split(words).acceptance, tokenizer, folder.source, VERIFY_WINDOW, tokens=tokens)
+    result.measurement = measure_folder(folder, original, result.sample, device, progress)
+    _run(result, "finite KL and perplexity", _not_finite(result.measurement))
+    return result
+
+
+def _run(result: Verification, name: str, problems: Iterator[str]) -> None:
+    try:
+        result.add(name, problems)
+    except BitbudgetError as error:
+        result.add(name, iter([str(error)]))
+
+
+def _not_finite(measurement: Measurement) -> Iterator[str]:
+    for name, value in measurement.to_dict().items():
+        if not torch.isfinite(torch.tensor(float(value))):
+            yield f"{name} is {value}"
+
+
+def measure_folder(
+    folder: Folder, original: SourceModel | None, text: Sample, device: str, progress: Progress
+) -> Measurement:
+    """Stream the stored model, and the original if given, over a sample."""
+    where = resolve_device(device)
+    stored = BlockStream(folder.source, folder.weights, where, compute_dtype(where, folder.source.config))
+    reference = None
+    if original is not None:
+        reference = BlockStream(original, CheckpointWeights(original.checkpoint), where, stored.dtype)
+    return measure(stored, reference, text.sequences, text.window, text.stride, progress)
+
+
+def evaluate_folder(
+    path: Path,
+    text: Path,
+    original: SourceModel | None,
+    device: str,
+    progress: Progress,
+    window: int = EVALUATE_WINDOW,
+    stride: int | None = None,
+    tokens: int | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Measurement, Sample]:
+    """Perplexity, and with the original KL, on a text: the whole file, or its evaluation part if the plan was made with it."""
+    folder = open_folder(path, trust_remote_code)
+    tokenizer = Tokenizer.open(path, trust_remote_code)
+    words = open_text(text, tokenizer)
+    part = evaluation_part(words, folder.record["text"])
+    chosen = sample(words, part, tokenizer, folder.source, window, stride, tokens)
+    return measure_folder(folder, original, chosen, device, progress), chosen
