@@ -12,7 +12,7 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.measure import Measurement
 from bitbudget.pipeline.plan import DEFAULT_SHARD_BYTES, uniform_plan
 from bitbudget.pipeline.progress import Progress, Silent
-from bitbudget.pipeline.quantize import prepare_output, write_checkpoint, write_record
+from bitbudget.pipeline.quantize import write_checkpoint, write_record
 from bitbudget.pipeline.texts import open_text, sample, text_entry
 from bitbudget.pipeline.verify import (
     EVALUATE_WINDOW,
@@ -57,7 +57,6 @@ def quantize(
     resolve_device(device)
     source = open_source(model, trust_remote_code)
     plan = uniform_plan(source, Choice.parse(choice), *parsed, max_shard_bytes=max_shard_bytes)
-    prepare_output(output, plan)
     tokenizer = Tokenizer.open(source.folder, trust_remote_code)
     words = open_text(Path(text) if text else None, tokenizer)
     parts = split(words)

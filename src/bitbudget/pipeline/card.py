@@ -36,7 +36,11 @@ def _choices(plan: dict[str, Any]) -> list[str]:
         counts[entry["kind"], entry["choice"]] += 1
         nbytes[entry["kind"], entry["choice"]] += entry["bytes"]
     rows = [f"| {kind} | `{choice}` | {counts[kind, choice]} | {nbytes[kind, choice]:,} |" for kind, choice in counts]
-    notes = [f"- `{name}`: {entry['note']}" for name, entry in plan["layers"].items() if "note" in entry]
+    noted: dict[str, list[str]] = {}
+    for name, entry in plan["layers"].items():
+        if "note" in entry:
+            noted.setdefault(entry["note"], []).append(name)
+    notes = [f"- {note} ({len(names)}): {', '.join(f'`{name}`' for name in names)}" for note, names in noted.items()]
     table = ["## How it is stored", "", "| layers | choice | count | bytes |", "|---|---|--:|--:|", *rows, ""]
     return table + (["Layers that could not take the choice asked for:", "", *notes, ""] if notes else [])
 

@@ -16,6 +16,7 @@ from bitbudget.models.source import SourceModel
 from bitbudget.storage import NATIVE, DensePart, OutlierPart, StoredWeight, TensorSpec
 
 SHOWN = 5
+TILE_BYTES = 16 * 2**20  # of a tensor that is looked through
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,21 @@ def values(folder: Folder) -> Iterator[str]:
     """No NaN or infinity in any tensor of the model, no scale that is zero, every index legal."""
     unused = {name for name, reason in folder.record["plan"]["kept"].items() if reason.startswith("not used")}
     for name, info in folder.checkpoint.tensors.items():
-        if info.dtype.is_floating_point and name not in unused:
-            tensor = folder.checkpoint.read(name)
-            if not bool(torch.isfinite(tensor.float()).all()):
-                yield f"the tensor {name} holds NaN or infinity"
+        if info.dtype.is_floating_point and name not in unused and not _finite(folder.checkpoint, name):
+            yield f"the tensor {name} holds NaN or infinity"
     for name in folder.config.layers:
         weight = folder.weights.stored(name)
         yield from (f"the layer {name} ({weight.choice}): {problem}" for problem in _illegal(weight))
+
+
+def _finite(checkpoint: Checkpoint, name: str) -> bool:
+    """Read in tiles of rows: an embedding may be larger than everything else that is in memory at this time."""
+    info = checkpoint.tensors[name]
+    if not info.shape or not info.nbytes:
+        return bool(torch.isfinite(checkpoint.read(name)).all())
+    step = max(1, TILE_BYTES * info.shape[0] // info.nbytes)
+    tiles = (checkpoint.read(name, at, min(at + step, info.shape[0])) for at in range(0, info.shape[0], step))
+    return all(bool(torch.isfinite(tile).all()) for tile in tiles)
 
 
 def _illegal(weight: StoredWeight) -> Iterator[str]:

@@ -18,7 +18,7 @@ from bitbudget.calibration.tokens import TokenSequence
 from bitbudget.models.stream import BlockStream, States
 from bitbudget.pipeline.progress import Progress, stage
 
-CHUNK_BYTES = 32 * 2**20  # of fp64 log-probabilities at a time
+CHUNK_BYTES = 8 * 2**20  # of fp64 log-probabilities at a time; about six such arrays are alive at once
 Logits = Float[Tensor, "tokens vocabulary"]
 
 
@@ -76,6 +76,7 @@ def measure(
     with stage(progress, "compare" if reference else "score", len(ids)):
         for sequence, logits, expected in zip(sequences, stored, original, strict=True):
             _add(documents[sequence.document], sequence, logits, expected)
+            del logits, expected  # before the next ones are made
             progress.advance(1)
     return _summary(list(documents.values()), window, stride, reference is not None)
 

@@ -22,9 +22,11 @@ from bitbudget.pipeline.card import model_card
 from bitbudget.pipeline.files import OtherFiles
 from bitbudget.pipeline.plan import Plan, PlannedLayer
 from bitbudget.pipeline.progress import Progress, stage
+from bitbudget.pipeline.record import RECORD_NAME
 from bitbudget.rounding import nearest
 
 RECORD_NAME = "bitbudget.json"
+FINITE_PIECE = 2**22  # values looked at in one go
 
 
 def prepare_output(output: Path, plan: Plan) -> None:
@@ -117,13 +119,19 @@ def _bytes(source: SourceModel, shards: Iterable[Shard], plan: Plan) -> int:
 
 
 def _refuse_not_finite(source: SourceModel, name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+    if not tensor.is_floating_point():
         return
-    broken = ~torch.isfinite(tensor)
-    first = broken.nonzero()[0].tolist()
+    # In pieces: isfinite makes temporaries several times the size of a 16-bit tensor.
+    pieces = tensor.view(-1).split(FINITE_PIECE)
+    broken = [int((~torch.isfinite(piece)).sum()) for piece in pieces]
+    if not any(broken):
+        return
+    number = next(index for index, count in enumerate(broken) if count)
+    first = number * FINITE_PIECE + int((~torch.isfinite(pieces[number])).nonzero()[0])
+    place = [int(index) for index in torch.unravel_index(torch.tensor(first), tensor.shape)]
     raise InputError(
-        f"{source.checkpoint.tensors[name].file}: the weight {name} holds {int(broken.sum())} values that are NaN or infinite, "
-        f"the first at {first}. A model with such weights cannot be quantized; download it again or repair the tensor."
+        f"{source.checkpoint.tensors[name].file}: the weight {name} holds {sum(broken)} values that are NaN or infinite, the first "
+        f"at {place}. A model with such weights cannot be quantized; download it again or repair the tensor."
     )
 
 

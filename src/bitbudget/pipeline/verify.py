@@ -1,6 +1,5 @@
 """Verify and evaluate: a finished folder is read back from the disk, checked, and compared with its original."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,14 @@ import torch
 from bitbudget.calibration.split import split
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.checkpoint.native import NativeConfig
-from bitbudget.errors import BitbudgetError, InputError
+from bitbudget.errors import BitbudgetError
 from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights
 from bitbudget.pipeline.checks import CHECKS, SHOWN, Folder, accounted
 from bitbudget.pipeline.measure import Measurement, measure
 from bitbudget.pipeline.progress import Progress, stage
-from bitbudget.pipeline.quantize import RECORD_NAME
+from bitbudget.pipeline.record import read_record
 from bitbudget.pipeline.texts import Sample, evaluation_part, open_text, sample
 
 VERIFY_WINDOW = 256
@@ -60,35 +59,10 @@ def open_folder(path: Path, trust_remote_code: bool = False) -> Folder:
     Raises:
         InputError: it is none, it is unfinished or damaged, or of a newer format.
     """
-    if not path.is_dir():
-        raise InputError(f"There is no folder {path}.")
-    if not (path / RECORD_NAME).is_file() or not (path / "config.json").is_file():
-        unfinished = (path / "journal.jsonl").is_file()
-        how = (
-            "It is an unfinished run: the same quantize command continues it." if unfinished else "Run quantize first."
-        )
-        raise InputError(f"{path} is no finished bitbudget checkpoint (it needs config.json and {RECORD_NAME}). {how}")
-    record, config = _json(path / RECORD_NAME), _json(path / "config.json")
-    if (
-        not isinstance(config.get("quantization_config"), dict)
-        or not {"plan", "tensors", "source", "text"} <= record.keys()
-    ):
-        raise InputError(
-            f"{path}: config.json has no quantization_config, or {RECORD_NAME} lacks its plan; a file is damaged."
-        )
+    record, config = read_record(path)
     native = NativeConfig.from_dict(config["quantization_config"])
     source = SourceModel.open(path, trust_remote_code=trust_remote_code, allow_native=True)
     return Folder(path, record, source.checkpoint, native, source)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); it is damaged.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object; it is damaged.")
-    return content
 
 
 def verify_folder(

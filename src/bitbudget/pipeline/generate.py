@@ -1,0 +1,135 @@
+"""Text from a loaded model, piece by piece."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TextStreamer
+
+from bitbudget.calibration.tokenizer import Tokenizer
+from bitbudget.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is found: temperature 0 takes the most likely one; above, it is drawn, with the seed."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+    def to_generate(self) -> dict[str, Any]:
+        """The words of transformers' `generate`. The checkpoint's own top_k and top_p hold for drawing only."""
+        if self.temperature == 0:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """prompt_tokens and tokens are counts; seconds: from the prompt to the last token; ended: false where the limit cut it."""
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+    ended: bool
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"tokens_per_second": self.tokens_per_second}
+
+
+class _Pieces(TextStreamer):
+    """Hands finished words to `emit`."""
+
+    def __init__(self, encoder: Any, emit: Callable[[str], None]) -> None:
+        super().__init__(encoder, skip_prompt=True, skip_special_tokens=True)
+        self._emit = emit
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._emit(text)
+
+
+def has_chat_template(tokenizer: Tokenizer) -> bool:
+    """Whether the model was made for chats."""
+    return bool(tokenizer.encoder.chat_template)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
+    """Token ids of the prompt: as the user's turn of a chat, or as the beginning of a text.
+
+    Raises InputError for a prompt without a single token, or one that the chat template refuses.
+    """
+    if not chat:
+        ids = [*tokenizer.prefix, *tokenizer.encode(prompt)]
+        if ids:
+            return ids
+        raise InputError("The prompt is empty, and this model's tokenizer begins a text with nothing. Give a few words.")
+    try:
+        rendered = tokenizer.encoder.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a template is a program of the model's author: it may raise anything
+        raise InputError(
+            f"The chat template in {tokenizer.folder} refuses the prompt: {error}. Use --raw to give it as plain text."
+        ) from error
+    # The template writes BOS itself where the model wants one.
+    return list(tokenizer.encoder(rendered, add_special_tokens=False)["input_ids"])
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, emit: Callable[[str], None]
+) -> Generated:
+    """Continue a prompt; `emit` gets the text word by word.
+
+    Raises:
+        InputError: the prompt leaves no room in the model's context.
+    """
+    new_tokens = min(sampling.max_new_tokens, _room(model, len(ids)))
+    prompt = torch.tensor([ids], device=model.device)
+    pieces: list[str] = []
+
+    def keep(text: str) -> None:
+        pieces.append(text)
+        emit(text)
+
+    began = time.monotonic()
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(sampling.seed)
+        output = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new_tokens,
+            streamer=_Pieces(tokenizer.encoder, keep),
+            **_no_padding(model),
+            **sampling.to_generate(),
+        )
+    count = output.shape[1] - len(ids)
+    seconds = time.monotonic() - began
+    return Generated("".join(pieces), len(ids), count, seconds, count < new_tokens)
+
+
+def _room(model: PreTrainedModel, prompt_tokens: int) -> int:
+    """Tokens that fit behind the prompt."""
+    config = model.config.get_text_config(decoder=True)
+    context = getattr(config, "max_position_embeddings", None) or prompt_tokens + 2**20
+    if prompt_tokens >= context:
+        raise InputError(
+            f"The prompt has {prompt_tokens} tokens and the model's context {context}, so nothing fits behind it. "
+            "Shorten the prompt."
+        )
+    return int(context - prompt_tokens)
+
+
+def _no_padding(model: PreTrainedModel) -> dict[str, Any]:
+    """One prompt needs no padding, but transformers asks for a token wherever there is an end token."""
+    if model.generation_config.pad_token_id is not None:
+        return {}
+    end = model.generation_config.eos_token_id
+    return {"pad_token_id": end[0] if isinstance(end, list) else end}

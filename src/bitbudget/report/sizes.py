@@ -1,0 +1,41 @@
+"""Numbers as people read them."""
+
+KIB = 1024
+UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def size(nbytes: int) -> str:
+    """`4.36 MiB`: in the largest binary unit that gives at least 1, KiB at the least."""
+    value = nbytes / KIB
+    for unit in UNITS:
+        if value < KIB or unit == UNITS[-1]:
+            return f"{value:,.2f} {unit}"
+        value /= KIB
+    raise AssertionError("the last unit always returns")
+
+
+def exact_size(nbytes: int) -> str:
+    """`4.36 MiB (4,574,696 bytes)`."""
+    return f"{size(nbytes)} ({nbytes:,} bytes)"
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `2 min 05 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def decimals(value: float) -> str:
+    """Five digits that matter: small losses keep their digits, large perplexities do not grow them."""
+    if value != value or value in (float("inf"), float("-inf")):
+        return str(value)
+    return f"{value:.5f}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def with_error(value: float, error: float | None) -> str:
+    """`0.01602 ± 0.00044`."""
+    return decimals(value) + (f" ± {decimals(error)}" if error is not None else "")
