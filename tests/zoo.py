@@ -1,7 +1,7 @@
 """Tiny random models of many architectures, saved as ordinary Hugging Face folders.
 
-Every parameter is random and large enough to matter: gains 0.5 to 2, biases of the size of the outputs, logits of standard
-deviation 3. A gain or bias that gets lost therefore shows.
+Every parameter is random and large enough to matter: gains 0.5 to 2, biases of the size of the outputs, logits of
+standard deviation 3. A gain or bias that gets lost therefore shows.
 """
 
 import shutil
@@ -42,9 +42,9 @@ LOGIT_DEVIATION = 3.0
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TOKENIZER_FOLDERS = ("src/bitbudget/data/books-6m", "../shared/models/books-6m")  # seen from the repository's root
 
+ENDS = MappingProxyType({"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None})
 COMMON = MappingProxyType({
-    "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 256,
-    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
+    **ENDS, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 256,
 })  # fmt: skip
 GROUPED = MappingProxyType({**COMMON, "num_key_value_heads": 2, "intermediate_size": 150})
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -70,7 +70,7 @@ ARCHITECTURES: Mapping[str, Builder] = MappingProxyType({
         vocab_size=vocab, ffn_dim=150, word_embed_proj_dim=40, do_layer_norm_before=True, **COMMON
     ),
     "gpt2": lambda vocab: GPT2Config(
-        vocab_size=vocab, n_embd=WIDTH, n_layer=3, n_head=4, n_positions=256, n_inner=150, bos_token_id=0, eos_token_id=0
+        vocab_size=vocab, n_embd=WIDTH, n_layer=3, n_head=4, n_positions=256, n_inner=150, **ENDS
     ),
     "phi3": lambda vocab: Phi3Config(vocab_size=vocab, sliding_window=WINDOW, **GROUPED),
     "smollm3": lambda vocab: SmolLM3Config(vocab_size=vocab, no_rope_layer_interval=2, **GROUPED),

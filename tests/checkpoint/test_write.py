@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,19 +16,12 @@ from safetensors.torch import load_file
 from bitbudget.checkpoint import write
 from bitbudget.checkpoint.header import DTYPES
 from bitbudget.checkpoint.read import Checkpoint
-from bitbudget.checkpoint.write import Shard, ShardWriter, copy_atomic, index_json, plan_shards, write_atomic
-from bitbudget.errors import InputError, OutputError
+from bitbudget.checkpoint.write import Shard, ShardWriter, index_json, plan_shards, write_atomic
+from bitbudget.errors import OutputError
 from bitbudget.storage.tensors import TensorSpec
+from checkpoint.samples import random_tensor
 
 TWO = (TensorSpec("a", torch.float16, (2, 3)), TensorSpec("b", torch.int32, (3,)))
-FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-def random_tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    count = torch.Size(shape).numel() * dtype.itemsize
-    raw = torch.randint(0, 2 if dtype == torch.bool else 256, (count,), dtype=torch.uint8, generator=generator)
-    return raw.view(dtype).view(shape)
 
 
 def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
@@ -282,63 +274,9 @@ def test_too_little_space_is_noticed_before_anything_is_written(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_folder_that_is_not_there(tmp_path):
-    with pytest.raises(OutputError, match="the folder does not exist"):
-        write_atomic(tmp_path / "absent" / "config.json", b"{}")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
-def test_read_only_folder(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="not permitted"):
-        write_atomic(tmp_path / "config.json", b"{}")
-
-
 def test_an_error_of_the_callers_own_is_not_blamed_on_the_output(tmp_path):
     with pytest.raises(FileNotFoundError), ShardWriter(tmp_path, Shard("x.safetensors", TWO)):
         (tmp_path / "absent").read_bytes()
-
-
-def test_write_atomic_replaces(tmp_path):
-    path = tmp_path / "config.json"
-    for content in (b"first, and longer", b"second", b""):
-        write_atomic(path, content)
-        assert [file.read_bytes() for file in tmp_path.iterdir()] == [content]
-
-
-def test_write_atomic_keeps_the_old_file_on_failure(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    write_atomic(path, b"old")
-    monkeypatch.setattr(os, "fsync", fail(FULL))
-    with pytest.raises(OutputError, match="the disk is full"):
-        write_atomic(path, b"new")
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
-
-
-def test_copy_follows_links_and_streams(tmp_path, monkeypatch):
-    monkeypatch.setattr("bitbudget.checkpoint.atomic.CHUNK_BYTES", 7)
-    (tmp_path / "blob").write_bytes(bytes(range(100)))
-    (tmp_path / "tokenizer.json").symlink_to("blob")
-    copy_atomic(tmp_path / "tokenizer.json", tmp_path / "copy.json")
-    assert not (tmp_path / "copy.json").is_symlink()
-    assert (tmp_path / "copy.json").read_bytes() == bytes(range(100))
-
-
-@pytest.mark.parametrize("source", ["absent", "."])
-def test_copy_of_what_cannot_be_read_is_the_inputs_fault(source, tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
-        copy_atomic(tmp_path / source, tmp_path / "copy")
-    assert not list(tmp_path.iterdir())
-
-
-def test_permissions_are_those_of_an_ordinary_file(tmp_path):
-    (tmp_path / "plain").write_bytes(b"")
-    write_atomic(tmp_path / "ours", b"")
-    assert mode(tmp_path / "ours") == mode(tmp_path / "plain")
-
-
-def mode(path: Path) -> int:
-    return path.stat().st_mode
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
@@ -349,4 +287,4 @@ def test_writing_makes_no_second_copy_of_a_large_tensor(transposed, tmp_path, an
     with anonymous_peak() as peak, ShardWriter(tmp_path, shard) as writer:
         writer.write("t", tensor)
     assert (tmp_path / "x.safetensors").stat().st_size == shard.nbytes > 200e6
-    assert peak.growth < 0.1 * tensor.nbytes
+    assert peak.growth < 0.25 * tensor.nbytes  # the pieces, and what the allocator keeps of them

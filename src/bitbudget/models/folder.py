@@ -76,12 +76,12 @@ def read_config(folder: Path, trust_remote_code: bool, allow_native: bool) -> Pr
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
-            f"{folder} holds an encoder-decoder model ({config.model_type}). bitbudget reads decoder-only language models."
+            f"{folder} holds an encoder-decoder model ({config.model_type}). bitbudget reads decoder-only models."
         )
     if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
-            f"{folder} holds a model of type {config.model_type!r}, for which transformers {transformers.__version__} has no "
-            "class that predicts the next token. bitbudget reads decoder-only language models."
+            f"{folder} holds a model of type {config.model_type!r}, for which transformers {transformers.__version__} "
+            "has no class that predicts the next token. bitbudget reads decoder-only language models."
         )
     config.__dict__.pop("quantization_config", None)
     return config
@@ -113,8 +113,8 @@ def _refuse_quantized(folder: Path, raw: dict[str, object], allow_native: bool) 
         if allow_native and method == OURS:
             return
         raise InputError(
-            f"{folder} is already quantized (quant_method {method!r} in its config.json). Quantizing twice would add both "
-            "errors; start from the original 16-bit or 32-bit model."
+            f"{folder} is already quantized (quant_method {method!r} in its config.json). Quantizing twice would add "
+            "both errors; start from the original 16-bit or 32-bit model."
         )
     for name in QUANTIZER_FILES:
         if (folder / name).is_file():

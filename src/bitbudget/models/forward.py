@@ -28,7 +28,6 @@ class ModelForward:
         self._filler = filler
         self._table = f"{places.embedding}.weight"
 
-    @torch.no_grad()
     def run(
         self,
         sequence: Int[Tensor, " tokens"],
@@ -36,7 +35,10 @@ class ModelForward:
         embed: Callable[..., Tensor],
         on_head: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
-        """The model's output; None if a callback raised `Stop`. `on_block(index, args, kwargs)` stands for the blocks."""
+        """The model's output; None if a callback raised `Stop`.
+
+        `on_block(index, args, kwargs)` stands for the blocks, `embed` for the input embedding, `on_head` for the head.
+        """
         modules = [*self.blocks, self.embedding]
         forwards: list[Callable[..., Any]] = [self._forwarded(on_block, index) for index in range(len(self.blocks))]
         forwards.append(embed)

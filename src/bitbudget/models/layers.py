@@ -1,6 +1,7 @@
 """Which tensors of the files are layers, and why every other one passes through as it is.
 
-Everything is read off the model: its list of decoder blocks, its input embedding and output head, and the kinds of its modules.
+Everything is read off the model: its list of decoder blocks, its input embedding and output head, the kinds of its
+modules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,8 +29,8 @@ class Layer:
     """One matrix that can be stored by a choice.
 
     `name` is its tensor's name in the file without `.weight`, `module` its path in the model. `shape` is (out, in) even
-    where the file holds [in, out] (`transposed`). `bias` names the bias tensor of the file. Input embedding and output head
-    that are the same matrix are one layer of kind `tied`.
+    where the file holds [in, out] (`transposed`). `bias` names the bias tensor of the file. Input embedding and output
+    head that are the same matrix are one layer of kind `tied`.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Passthrough:
-    """A tensor of the files that is no layer. `duplicate_of` names the tensor that it repeats, which is used instead."""
+    """A tensor of the files that is no layer. `duplicate_of` names the equal tensor that is used in its place."""
 
     tensor: str
     reason: str
@@ -63,13 +64,13 @@ class Places:
 
 
 def find_places(model: PreTrainedModel) -> Places:
-    """Where the decoder blocks, the input embedding and the output head are; InputError if there are no such modules."""
+    """Where decoder blocks, input embedding and output head are; InputError without such blocks or embedding."""
     paths = {id(module): path for path, module in model.named_modules()}
     embedding = _embedding(model)
     if not isinstance(embedding, nn.Embedding) or id(embedding) not in paths:
         raise InputError(
-            f"{type(model).__name__} has no input embedding of the usual kind (a table of token vectors), so its layers "
-            "cannot be told apart."
+            f"{type(model).__name__} has no input embedding of the usual kind (a table of token vectors), so "
+            "its layers cannot be told apart."
         )
     head = model.get_output_embeddings()
     blocks = _blocks_path(model)
@@ -195,19 +196,12 @@ def _passthrough(
         return Passthrough(
             name, "not used by the model class (another task's head, multi-token prediction, old buffers)"
         )
-    target = parameters.direct.get(name)
-    converted = target is None
-    if target is None:
-        target = next(
-            recipe.first_target
-            for recipe in parameters.recipes.values()
-            if any(file == name for file, _ in recipe.files)
-        )
-    module_path, _, leaf = target.rpartition(".")
+    recipe = parameters.recipe_of[name]
+    module_path, _, leaf = recipe.first_target.rpartition(".")
     expert = _expert_reason(module_path, experts)
     if expert:
         return Passthrough(name, expert)
-    if converted:
+    if recipe.converter is not None:
         return Passthrough(name, "transformers converts it while loading, so it is no matrix of the model as it stands")
     return Passthrough(name, _reason(model, places, module_path, leaf))
 

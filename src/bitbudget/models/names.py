@@ -6,7 +6,7 @@ transformers renames and converts while it loads; the same functions are asked h
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,14 +19,13 @@ from bitbudget.errors import InputError
 SHOWN = 8  # names listed in a message before "and n more"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recipe:
-    """How some parameters of the model are made: `files` (tensor, pattern of the converter) in loading order."""
+    """How one or more parameters of the model are made: `files` (tensor, converter's pattern) in loading order."""
 
     first_target: str
     files: list[tuple[str, str]]
     converter: WeightConverter | None  # None: the one file tensor is the parameter
-    targets: tuple[str, ...] = ()
 
     def make(self, tensors: Iterable[Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
         """The parameters by name, from the tensors of `files` in the same order."""
@@ -47,7 +46,7 @@ class ParameterMap:
     alias: dict[str, str]  # parameter -> parameter that the file gives
     duplicates: dict[str, str]  # file tensor -> equal file tensor that is used instead
     unused: tuple[str, ...]  # file tensors that the model class does not know
-    direct: dict[str, str] = field(default_factory=dict)  # file tensor -> parameter, taken over as it is
+    recipe_of: dict[str, Recipe]  # by file tensor, without duplicates and unused ones
 
     def recipe(self, parameter: str) -> Recipe | None:
         """The recipe of a parameter, through ties; None for a buffer that is not in the files."""
@@ -73,17 +72,12 @@ def map_parameters(
     by_target: dict[str, Recipe] = {}
     for recipe in recipes:
         made = _made_on_meta(recipe, [shapes[name] for name, _ in recipe.files], model)
-        recipe.targets = tuple(made)
         _check_shapes(model, recipe, made)
         by_target.update(dict.fromkeys(made, recipe))
     alias, duplicates = _ties(model, by_target, equal)
     _check_complete(model, by_target, alias)
-    direct = {
-        recipe.files[0][0]: recipe.first_target
-        for recipe in recipes
-        if recipe.converter is None and recipe.files[0][0] not in duplicates
-    }
-    return ParameterMap(by_target, alias, duplicates, tuple(unused), direct)
+    recipe_of = {name: recipe for recipe in recipes for name, _ in recipe.files if name not in duplicates}
+    return ParameterMap(by_target, alias, duplicates, tuple(unused), recipe_of)
 
 
 def _recipes(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Recipe], list[str]]:
@@ -110,10 +104,11 @@ def _recipes(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Recipe]
 
 
 def _made_on_meta(recipe: Recipe, shapes: list[tuple[int, ...] | None], model: PreTrainedModel) -> dict[str, Tensor]:
-    if None in shapes:
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
         return {recipe.first_target: model.get_parameter_or_buffer(recipe.first_target)}
     try:
-        return recipe.make([torch.empty(shape, device="meta") for shape in shapes], model)
+        return recipe.make([torch.empty(shape, device="meta") for shape in known], model)
     # Conversions raise what torch raises; the reason is told whatever its type.
     except Exception as error:
         names = _listed([name for name, _ in recipe.files])

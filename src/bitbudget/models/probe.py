@@ -1,7 +1,7 @@
 """Learns how a model chains its decoder blocks, and proves on a few tokens that they can be run one at a time.
 
-Three things are shown with made-up hidden states: each block receives the very object that the block before returned; the
-other arguments do not change with the hidden states; and what reaches the head depends only on the last block's result.
+Three things are shown with made-up hidden states: each block receives the very object that the block before returned;
+the other arguments do not change with the hidden states; what reaches the head depends only on the last block's result.
 """
 
 from collections.abc import Callable
@@ -82,8 +82,8 @@ def probe_chain(
         _check_arguments(forward, index, one, other)
     if not same(first.head_input, second.head_input) or not same(first.head_input, third.head_input):
         raise InputError(
-            f"What {type(forward.model).__name__} hands to its output head depends on more than its last block's result, so "
-            "its blocks cannot be run one at a time."
+            f"What {type(forward.model).__name__} hands to its output head depends on more than its last block's "
+            "result, so its blocks cannot be run one at a time."
         )
     return Chain(tuple(first.slots), outcome)
 
@@ -113,7 +113,7 @@ def _outcome(
 
 
 def _check_arguments(forward: ModelForward, index: int, one: Call, other: Call) -> None:
-    pairs = [*zip(range(len(one.args)), one.args, other.args, strict=True)]
+    pairs: list[tuple[int | str, Any, Any]] = [*zip(range(len(one.args)), one.args, other.args, strict=True)]
     pairs += [(key, value, other.kwargs.get(key)) for key, value in one.kwargs.items()]
     for place, value, again in pairs:
         name = f"argument {place}" if isinstance(place, int) else f"the argument {place!r}"
@@ -130,5 +130,6 @@ def _not_straight(forward: ModelForward, index: int, what: str) -> InputError:
     block = type(forward.blocks[min(index, len(forward.blocks) - 1)]).__name__
     return InputError(
         f"The decoder blocks of {type(forward.model).__name__} are no straight chain: block {index} "
-        f"({forward.blocks_path}.{index}, {block}) {what}. bitbudget runs blocks one at a time and cannot read this model."
+        f"({forward.blocks_path}.{index}, {block}) {what}. bitbudget runs blocks one at a time, so it cannot "
+        "run this model."
     )

@@ -1,4 +1,4 @@
-"""What a model hands to its decoder blocks, recorded by letting the model's own forward run with the blocks replaced."""
+"""What a model hands to its decoder blocks, recorded while its own forward runs with the blocks replaced."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,10 +40,6 @@ class Call:
         """The block's own return value for this hidden state."""
         args = [hidden if value is HIDDEN else value for value in self.args]
         return block(*args, **{key: hidden if value is HIDDEN else value for key, value in self.kwargs.items()})
-
-    def shared(self, earlier: "Call") -> "Call":
-        """The same call, with tensors that equal those of an earlier call replaced by them."""
-        return Call(_shared(self.args, earlier.args), _shared(self.kwargs, earlier.kwargs))
 
 
 @dataclass(frozen=True)
@@ -113,12 +109,26 @@ def same(one: Any, other: Any) -> bool:
 
 
 def untraceable(value: Any) -> str | None:
-    """The type of an object inside a recorded argument that could carry values unseen (a cache, a list to fill), if any."""
+    """The type of an object inside a recorded argument that could carry values unseen: a cache, a list to fill."""
     if isinstance(value, tuple):
         return next(filter(None, map(untraceable, value)), None)
     if isinstance(value, dict | list) and value:
         return next(filter(None, map(untraceable, value.values() if isinstance(value, dict) else value)), None)
     return None if value is None or isinstance(value, PLAIN | Tensor) else type(value).__name__
+
+
+def shared_calls(calls: tuple[Call, ...], earlier: tuple[Call, ...] | None) -> tuple[Call, ...]:
+    """The same calls, with tensors replaced by equal ones of earlier calls; the earlier calls if all are equal."""
+    if earlier is None:
+        return calls
+    if all(map(_equal, calls, earlier)):
+        return earlier
+    pairs = zip(calls, earlier, strict=True)
+    return tuple(Call(_shared(call.args, old.args), _shared(call.kwargs, old.kwargs)) for call, old in pairs)
+
+
+def _equal(call: Call, earlier: Call) -> bool:
+    return same(call.args, earlier.args) and same(call.kwargs, earlier.kwargs)
 
 
 def _shared(value: Any, earlier: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class _EmptyOnMeta(TorchFunctionMode):
     Buffers such as rotary frequencies are computed (`arange`, `tensor`), so they come out real.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 -- torch fixes the signature
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"

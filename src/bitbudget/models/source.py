@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,8 +29,8 @@ Described = tuple[tuple[int, ...] | None, torch.dtype]  # shape and dtype; the s
 class SourceModel:
     """A decoder-only transformers model in a folder.
 
-    `model` is the whole `…ForCausalLM` with parameters on the meta device and real buffers; it is never filled or run, so it
-    can be shared (`skeleton` gives a fresh one to fill). `parameters` maps file names to the model's names.
+    `model` is the whole `…ForCausalLM` with parameters on the meta device and real buffers; it is never filled or run,
+    so it can be shared (`skeleton` gives a fresh one to fill). `parameters` maps file names to the model's names.
     """
 
     folder: Path
@@ -63,7 +64,7 @@ class SourceModel:
         tensors = _logical_tensors(folder, checkpoint, compute_dtype(torch.device("meta"), config))
         places = find_places(model)
         shapes = {name: shape for name, (shape, _) in tensors.items()}
-        parameters = map_parameters(model, shapes, lambda one, other: _equal(checkpoint, one, other))
+        parameters = map_parameters(model, shapes, partial(_equal, checkpoint))
         _refuse_integers(folder, tensors, parameters)
         layers, passthrough = classify(model, places, parameters, {name: dtype for name, (_, dtype) in tensors.items()})
         return cls(
@@ -90,7 +91,7 @@ class SourceModel:
 
 
 def _logical_tensors(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Described]:
-    """Shapes and dtypes by name; in a folder of ours the parts of a stored weight count as the one tensor they stand for."""
+    """Shapes and dtypes by name; in a folder of ours the parts of a stored weight count as the tensor they make."""
     tensors: dict[str, Described] = {name: (info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
     quantization = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
     if not quantization:
@@ -110,15 +111,20 @@ def _logical_tensors(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -
 
 def _refuse_integers(folder: Path, tensors: Mapping[str, Described], parameters: ParameterMap) -> None:
     for name, (_, dtype) in tensors.items():
-        if name in parameters.direct and name.endswith(".weight") and dtype not in FLOATS:
+        if name in parameters.recipe_of and name.endswith(".weight") and dtype not in FLOATS:
             raise InputError(
-                f"{folder}: the weight {name!r} has dtype {str(dtype).removeprefix('torch.')}. It is already quantized, "
-                "although config.json does not say so. Start from the original 16-bit or 32-bit model."
+                f"{folder}: the weight {name!r} has dtype {str(dtype).removeprefix('torch.')}. It is already "
+                "quantized, although config.json does not say so. Start from the original 16-bit or 32-bit model."
             )
 
 
 def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Whether two tensors hold the same values; read in tiles of rows, and only up to the first difference."""
+    """Whether two tensors hold the same values; read in tiles of rows, and only up to the first difference.
+
+    A stored weight of ours equals nothing: two equal tensors are written as one.
+    """
+    if one not in checkpoint.tensors or other not in checkpoint.tensors:
+        return False
     first, second = checkpoint.info(one), checkpoint.info(other)
     if first.shape != second.shape:
         return False

@@ -1,4 +1,4 @@
-"""Runs a model one decoder block at a time, with transformers' own modules; the result is the whole model's, bit for bit."""
+"""Runs a model one decoder block at a time, with transformers' own modules: bit for bit what the whole model gives."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ from bitbudget.errors import InputError
 from bitbudget.models.filling import Filler, StemFiller
 from bitbudget.models.forward import ModelForward
 from bitbudget.models.probe import Chain, probe_chain
-from bitbudget.models.recording import Call, Stop, call_at
+from bitbudget.models.recording import Call, Stop, call_at, shared_calls
 from bitbudget.models.source import SourceModel
 from bitbudget.models.weights import CheckpointWeights, Weights
 
@@ -72,19 +72,17 @@ class BlockStream:
         if not sequences:
             raise InputError("There is no sequence to run.")
         self._check_ids(sequences)
-        if self._chain is None:
-            self._chain = probe_chain(self._forward, sequences[0][:PROBE_TOKENS], self.loaded)
         hidden, calls = [], []
         earlier: dict[int, tuple[Call, ...]] = {}
-        for sequence in sequences:
-            entering, recorded = self._record(self._chain, sequence)
-            previous = earlier.get(len(sequence))
-            if previous is not None:
-                recorded = tuple(call.shared(other) for call, other in zip(recorded, previous, strict=True))
-            earlier[len(sequence)] = recorded
-            hidden.append(entering)
-            calls.append(recorded)
-        self._stem.empty()
+        with torch.no_grad():
+            chain = self._probed(sequences[0])
+            for sequence in sequences:
+                entering, recorded = self._record(chain, sequence)
+                recorded = shared_calls(recorded, earlier.get(len(sequence)))
+                earlier[len(sequence)] = recorded
+                hidden.append(entering)
+                calls.append(recorded)
+        self.free()
         return States(sequences, hidden, tuple(calls))
 
     def loaded(self, index: int) -> AbstractContextManager[nn.Module]:
@@ -99,6 +97,26 @@ class BlockStream:
         returned = states.calls[sequence][index].apply(self._forward.blocks[index], entering)
         return returned if isinstance(returned, Tensor) else returned[0]
 
+    def finish(
+        self, states: States, sequence: int, hidden: Float[Tensor, "1 tokens width"] | None = None
+    ) -> Float[Tensor, "tokens vocab"]:
+        """The logits of one sequence from its hidden state after the last block (or from `hidden` in its place).
+
+        The model's own forward runs (final norm, head, soft-capping) with the blocks passed over. What it loads stays
+        loaded until `free`.
+        """
+        chain, last = self._probed(states.sequences[sequence]), self.block_count - 1
+        entering = states.hidden[sequence] if hidden is None else hidden
+
+        def on_block(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return chain.outcome.wrap(entering if index == last else call_at(chain.slots[index], args, kwargs)[0])
+
+        return self._forward.run(states.sequences[sequence], on_block, self._forward.embed_zeros).logits[0]
+
+    def free(self) -> None:
+        """Gives back what lies outside the blocks: position embeddings, final norm, head."""
+        self._stem.empty()
+
     def run_block(self, index: int, states: States) -> None:
         """Loads the block, moves every sequence through it, and frees it."""
         if index != states.next_block:
@@ -106,20 +124,22 @@ class BlockStream:
         with torch.no_grad(), self.loaded(index):
             for sequence in range(len(states.hidden)):
                 states.hidden[sequence] = self.call(index, states, sequence)
-        self._stem.empty()
+        self.free()
         states.next_block += 1
 
     def logits(self, states: States) -> Iterator[Float[Tensor, "tokens vocab"]]:
-        """The logits of each sequence by the model's own forward (final norm, head, soft-capping); the head is loaded once."""
+        """The logits of each sequence in turn, as `finish` gives them; final norm and head are loaded once."""
         if states.next_block != self.block_count:
             raise ValueError(
                 f"the states stand before block {states.next_block} of {self.block_count}, not after the last"
             )
         try:
-            for sequence, hidden in zip(states.sequences, states.hidden, strict=True):
-                yield self._finish(self._chain, sequence, hidden)
+            for sequence in range(len(states.sequences)):
+                with torch.no_grad():
+                    logits = self.finish(states, sequence)
+                yield logits
         finally:
-            self._stem.empty()
+            self.free()
 
     def forward(
         self, sequences: Sequence[Int[Tensor, " tokens"]], progress: Callable[[int, int], None] | None = None
@@ -140,9 +160,16 @@ class BlockStream:
             low, high = int(sequence.min()), int(sequence.max())
             if low < 0 or high >= vocabulary:
                 raise InputError(
-                    f"Sequence {number} holds token ids from {low} to {high}, but the model's vocabulary has {vocabulary} "
-                    "entries. The tokenizer belongs to another model."
+                    f"Sequence {number} holds token ids from {low} to {high}, but the model's vocabulary has "
+                    f"{vocabulary} entries. The tokenizer belongs to another model."
                 )
+
+    def _probed(self, sequence: Tensor) -> Chain:
+        if self._chain is None:
+            with torch.no_grad():
+                self._chain = probe_chain(self._forward, sequence[:PROBE_TOKENS], self.loaded)
+            self.free()
+        return self._chain
 
     def _record(self, chain: Chain, sequence: Tensor) -> tuple[Tensor, tuple[Call, ...]]:
         """What enters block 0, and the arguments of every block."""
@@ -159,13 +186,3 @@ class BlockStream:
 
         self._forward.run(sequence, on_block, self._forward.embed_rows)
         return entering[0], tuple(calls)
-
-    def _finish(self, chain: Chain, sequence: Tensor, hidden: Tensor) -> Tensor:
-        """The model's forward with the blocks passed over and the last one's result put in."""
-
-        def on_block(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if index + 1 == self.block_count:
-                return chain.outcome.wrap(hidden)
-            return chain.outcome.wrap(call_at(chain.slots[index], args, kwargs)[0])
-
-        return self._forward.run(sequence, on_block, self._forward.embed_zeros).logits[0]

@@ -1,5 +1,6 @@
 """The five verbs of the library, with the words of the command line."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,10 @@ from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.measure import Measurement
 from bitbudget.pipeline.plan import DEFAULT_SHARD_BYTES, uniform_plan
-from bitbudget.pipeline.progress import Progress, Silent
+from bitbudget.pipeline.progress import Progress, Run, Silent
 from bitbudget.pipeline.quantize import write_checkpoint, write_record
-from bitbudget.pipeline.texts import open_text, sample, text_entry
-from bitbudget.pipeline.verify import (
-    EVALUATE_WINDOW,
-    VERIFY_TOKENS,
-    VERIFY_WINDOW,
-    Verification,
-    evaluate_folder,
-    verify_folder,
-)
+from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
+from bitbudget.pipeline.verify import EVALUATE_CUT, VERIFY_CUT, Verification, evaluate_folder, verify_folder
 from bitbudget.storage import Choice
 
 KEPT = "16bit"
@@ -52,20 +46,20 @@ def quantize(
         OutputError: the folder or disk cannot take the result.
         VerificationError: the finished folder does not hold what it promises.
     """
-    progress, output = progress or Silent(), Path(output)
-    parsed = [None if word == KEPT else Choice.parse(word) for word in (embedding, head)]
+    run, output = Run(device, progress or Silent(), trust_remote_code), Path(output)
+    of_embedding, of_head = _parse(embedding), _parse(head)
     resolve_device(device)
     source = open_source(model, trust_remote_code)
-    plan = uniform_plan(source, Choice.parse(choice), *parsed, max_shard_bytes=max_shard_bytes)
+    plan = uniform_plan(source, Choice.parse(choice), of_embedding, of_head, max_shard_bytes)
     tokenizer = Tokenizer.open(source.folder, trust_remote_code)
     words = open_text(Path(text) if text else None, tokenizer)
     parts = split(words)
     if verify:  # too short a text is found now, not after the work
-        sample(words, parts.acceptance, tokenizer, source, VERIFY_WINDOW, tokens=VERIFY_TOKENS)
-    record = write_checkpoint(source, plan, output, text_entry(words, parts), source_name(model), progress)
+        sample(words, parts.acceptance, tokenizer, source, VERIFY_CUT)
+    record = write_checkpoint(source, plan, output, text_entry(words, parts), source_name(model), run.progress)
     if not verify:
         return record
-    result = verify_folder(output, source, words.path, device, progress, trust_remote_code=trust_remote_code)
+    result = verify_folder(output, source, words.path, run)
     record["verification"] = result.to_dict()
     write_record(output, record)
     require_passed(result, output)
@@ -78,7 +72,7 @@ def verify(
     *,
     text: str | Path | None = None,
     device: str = "auto",
-    tokens: int = VERIFY_TOKENS,
+    tokens: int | None = VERIFY_CUT.tokens,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
@@ -87,8 +81,8 @@ def verify(
     Returns what was found; `passed` says whether all is well. The folder is not changed.
     """
     original = None if against is None else open_source(against, trust_remote_code)
-    path = Path(text) if text else None
-    return verify_folder(Path(folder), original, path, device, progress or Silent(), tokens, trust_remote_code)
+    run = Run(device, progress or Silent(), trust_remote_code)
+    return verify_folder(Path(folder), original, Path(text) if text else None, run, replace(VERIFY_CUT, tokens=tokens))
 
 
 def evaluate(
@@ -96,7 +90,7 @@ def evaluate(
     text: str | Path,
     against: str | Path | None = None,
     *,
-    window: int = EVALUATE_WINDOW,
+    window: int = EVALUATE_CUT.window,
     stride: int | None = None,
     tokens: int | None = None,
     device: str = "auto",
@@ -108,10 +102,13 @@ def evaluate(
     A text that the plan was made with is used in its evaluation part only.
     """
     original = None if against is None else open_source(against, trust_remote_code)
-    measured, _ = evaluate_folder(
-        Path(folder), Path(text), original, device, progress or Silent(), window, stride, tokens, trust_remote_code
-    )
+    run = Run(device, progress or Silent(), trust_remote_code)
+    measured, _ = evaluate_folder(Path(folder), Path(text), original, run, Cut(window, stride, tokens))
     return measured
+
+
+def _parse(word: str) -> Choice | None:
+    return None if word == KEPT else Choice.parse(word)
 
 
 def open_source(model: str | Path, trust_remote_code: bool = False) -> SourceModel:

@@ -70,7 +70,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
         ids = [*tokenizer.prefix, *tokenizer.encode(prompt)]
         if ids:
             return ids
-        raise InputError("The prompt is empty, and this model's tokenizer begins a text with nothing. Give a few words.")
+        raise InputError(
+            "The prompt is empty, and this model's tokenizer begins a text with nothing. Give a few words."
+        )
     try:
         rendered = tokenizer.encoder.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False

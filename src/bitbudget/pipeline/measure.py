@@ -7,7 +7,7 @@ KL divergence is KL(original ‖ stored) in nats per token, summed over the voca
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -62,11 +62,10 @@ def measure(
     model: BlockStream,
     reference: BlockStream | None,
     sequences: Sequence[TokenSequence],
-    window: int,
-    stride: int,
+    windows: tuple[int, int],
     progress: Progress,
 ) -> Measurement:
-    """Run `model`, and `reference` if given, over the sequences."""
+    """Run `model`, and `reference` if given, over the sequences; `windows`: their window and stride, for the record."""
     ids = [sequence.ids for sequence in sequences]
     original: Iterator[Logits | None] = iter([None] * len(ids))
     if reference is not None:
@@ -78,7 +77,7 @@ def measure(
             _add(documents[sequence.document], sequence, logits, expected)
             del logits, expected  # before the next ones are made
             progress.advance(1)
-    return _summary(list(documents.values()), window, stride, reference is not None)
+    return _summary(list(documents.values()), windows, reference is not None)
 
 
 def _forward(stream: BlockStream, ids: list[Tensor], name: str, progress: Progress) -> States:
@@ -106,29 +105,22 @@ def _add(sums: _Sums, sequence: TokenSequence, logits: Logits, expected: Logits 
     sums.words += sequence.words
 
 
-def _summary(documents: list[_Sums], window: int, stride: int, compared: bool) -> Measurement:
+def _summary(documents: list[_Sums], windows: tuple[int, int], compared: bool) -> Measurement:
     tokens = sum(sums.tokens for sums in documents)
     words = sum(sums.words for sums in documents)
     loss = sum(sums.loss for sums in documents)
-    result = {
-        "tokens": tokens,
-        "documents": len(documents),
-        "window": window,
-        "stride": stride,
-        "perplexity": _exp(loss / tokens),
-        "word_perplexity": _exp(loss / words),
-    }
-    if compared:
-        kl = sum(sums.kl for sums in documents) / tokens
-        reference_loss = sum(sums.reference_loss for sums in documents)
-        result |= {
-            "kl": kl,
-            "kl_se": _ratio_error([sums.kl for sums in documents], [sums.tokens for sums in documents]),
-            "top1": sum(sums.agreeing for sums in documents) / tokens,
-            "reference_perplexity": _exp(reference_loss / tokens),
-            "reference_word_perplexity": _exp(reference_loss / words),
-        }
-    return Measurement(**result)
+    own = Measurement(tokens, len(documents), *windows, _exp(loss / tokens), _exp(loss / words))
+    if not compared:
+        return own
+    reference_loss = sum(sums.reference_loss for sums in documents)
+    return replace(
+        own,
+        kl=sum(sums.kl for sums in documents) / tokens,
+        kl_se=_ratio_error([sums.kl for sums in documents], [sums.tokens for sums in documents]),
+        top1=sum(sums.agreeing for sums in documents) / tokens,
+        reference_perplexity=_exp(reference_loss / tokens),
+        reference_word_perplexity=_exp(reference_loss / words),
+    )
 
 
 def _ratio_error(values: list[float], weights: list[int]) -> float | None:

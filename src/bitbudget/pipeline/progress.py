@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -26,6 +27,15 @@ class Silent:
 
     def finish(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run is done, not what it makes: the device, who hears of its progress, and whether a model's own code may run."""
+
+    device: str = "auto"
+    progress: Progress = field(default_factory=Silent)
+    trust_remote_code: bool = False
 
 
 @contextmanager

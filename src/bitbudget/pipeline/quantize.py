@@ -25,7 +25,6 @@ from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.pipeline.record import RECORD_NAME
 from bitbudget.rounding import nearest
 
-RECORD_NAME = "bitbudget.json"
 FINITE_PIECE = 2**22  # values looked at in one go
 
 
@@ -178,7 +177,7 @@ def write_record(output: Path, record: dict[str, Any]) -> None:
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Of the bytes of a contiguous tensor in main memory."""
-    return sha256(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())).hexdigest()
+    return sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The log beside a checkpoint: when, where and how long. Times never go into the checkpoint, whose bytes they would change."""
+"""The log beside a checkpoint: when, where, how long. Times never go into the checkpoint: its bytes would change."""
 
 import json
 import platform
@@ -6,7 +6,8 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ class RunLog:
             self._stage = None
         self._progress.finish()
 
-    def seconds(self, stage: str) -> float:
-        """How long the stages of this name ran; 0 if there was none."""
-        return self._seconds.get(stage, 0.0)
+    @property
+    def worked(self) -> bool:
+        """Whether any stage has begun."""
+        return bool(self._seconds)
 
     def entry(self, command: dict[str, Any], outcome: str) -> dict[str, Any]:
         """One line of the log. peak_rss_bytes: of this process, mapped files included."""
@@ -66,6 +68,20 @@ class RunLog:
         line = json.dumps(self.entry(command, outcome), ensure_ascii=False) + "\n"
         with suppress(OSError), run_log_path(output).open("a", encoding="utf-8") as file:
             file.write(line)
+
+
+@contextmanager
+def logged(progress: Progress, output: Path, command: dict[str, Any]) -> Iterator[RunLog]:
+    """The stages of a run into `output`; its line is written however it ends, unless it was refused before any work."""
+    log, outcome = RunLog(progress), "done"
+    try:
+        yield log
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        if log.worked:
+            log.append(output, command, outcome)
 
 
 def _peak_rss() -> int:

@@ -15,6 +15,16 @@ DEFAULT_CONTEXT = 2048  # where a config names no longest context
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How a part becomes sequences: windows of at most `window` tokens (and the model's context), each `stride` after the last
+    (None: end to end), at most `tokens` tokens of them (None: all), spread over the documents."""
+
+    window: int
+    stride: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """Sequences of one part of a text, with what identifies them."""
 
@@ -57,20 +67,17 @@ def context_length(source: SourceModel) -> int:
     return DEFAULT_CONTEXT
 
 
-def sample(
-    text: Text,
-    part: TextPart,
-    tokenizer: Tokenizer,
-    source: SourceModel,
-    window: int,
-    stride: int | None = None,
-    tokens: int | None = None,
-) -> Sample:
-    """Windows of a part, at most `tokens` tokens of them (None: all), spread over its documents."""
-    window = min(window, context_length(source))
+def sample(text: Text, part: TextPart, tokenizer: Tokenizer, source: SourceModel, cut: Cut) -> Sample:
+    """The sequences of a part.
+
+    Raises:
+        InputError: the text is too short, or its tokens are not in the model's vocabulary.
+    """
+    window = min(cut.window, context_length(source))
     vocabulary = source.model.get_input_embeddings().num_embeddings
-    every: Sequence[TokenSequence] = sequences(part.documents, tokenizer, window, stride, vocabulary)
-    return Sample(text, part, tuple(every if tokens is None else take(every, tokens)), window, stride or window)
+    every: Sequence[TokenSequence] = sequences(part.documents, tokenizer, window, cut.stride, vocabulary)
+    chosen = every if cut.tokens is None else take(every, cut.tokens, at_least=1)
+    return Sample(text, part, tuple(chosen), window, cut.stride or window)
 
 
 def evaluation_part(text: Text, plan_text: Mapping[str, Any] | None) -> TextPart:

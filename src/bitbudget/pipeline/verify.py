@@ -16,13 +16,12 @@ from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights
 from bitbudget.pipeline.checks import CHECKS, SHOWN, Folder, accounted
 from bitbudget.pipeline.measure import Measurement, measure
-from bitbudget.pipeline.progress import Progress, stage
+from bitbudget.pipeline.progress import Run, stage
 from bitbudget.pipeline.record import read_record
-from bitbudget.pipeline.texts import Sample, evaluation_part, open_text, sample
+from bitbudget.pipeline.texts import Cut, Sample, evaluation_part, open_text, sample
 
-VERIFY_WINDOW = 256
-VERIFY_TOKENS = 4096
-EVALUATE_WINDOW = 2048
+VERIFY_CUT = Cut(window=256, tokens=4096)
+EVALUATE_CUT = Cut(window=2048)
 
 
 @dataclass
@@ -66,13 +65,7 @@ def open_folder(path: Path, trust_remote_code: bool = False) -> Folder:
 
 
 def verify_folder(
-    path: Path,
-    original: SourceModel | None,
-    text: Path | None,
-    device: str,
-    progress: Progress,
-    tokens: int = VERIFY_TOKENS,
-    trust_remote_code: bool = False,
+    path: Path, original: SourceModel | None, text: Path | None, run: Run, cut: Cut = VERIFY_CUT
 ) -> Verification:
     """All checks, then perplexity, and with the original KL and top-1 agreement, on the text's acceptance part.
 
@@ -80,22 +73,22 @@ def verify_folder(
     """
     result = Verification()
     try:
-        folder = open_folder(path, trust_remote_code)
+        folder = open_folder(path, run.trust_remote_code)
     except BitbudgetError as error:
         result.add("folder readable", iter([str(error)]))
         return result
-    with stage(progress, "check", len(CHECKS) + 1):
+    with stage(run.progress, "check", len(CHECKS) + 1):
         for name, check in CHECKS.items():
             _run(result, name, check(folder))
-            progress.advance(1)
+            run.progress.advance(1)
         if original is not None:
             _run(result, "every source tensor accounted for", accounted(folder, original))
     if result.problems:  # a broken file is not worth running
         return result
-    tokenizer = Tokenizer.open(path, trust_remote_code)
+    tokenizer = Tokenizer.open(path, run.trust_remote_code)
     words = open_text(text, tokenizer)
-    result.sample = sample(words, split(words).acceptance, tokenizer, folder.source, VERIFY_WINDOW, tokens=tokens)
-    result.measurement = measure_folder(folder, original, result.sample, device, progress)
+    result.sample = sample(words, split(words).acceptance, tokenizer, folder.source, cut)
+    result.measurement = measure_folder(folder, original, result.sample, run)
     _run(result, "finite KL and perplexity", _not_finite(result.measurement))
     return result
 
@@ -113,33 +106,23 @@ def _not_finite(measurement: Measurement) -> Iterator[str]:
             yield f"{name} is {value}"
 
 
-def measure_folder(
-    folder: Folder, original: SourceModel | None, text: Sample, device: str, progress: Progress
-) -> Measurement:
+def measure_folder(folder: Folder, original: SourceModel | None, text: Sample, run: Run) -> Measurement:
     """Stream the stored model, and the original if given, over a sample."""
-    where = resolve_device(device)
+    where = resolve_device(run.device)
     stored = BlockStream(folder.source, folder.weights, where, compute_dtype(where, folder.source.config))
     reference = None
     if original is not None:
         reference = BlockStream(original, CheckpointWeights(original.checkpoint), where, stored.dtype)
-    return measure(stored, reference, text.sequences, text.window, text.stride, progress)
+    return measure(stored, reference, text.sequences, (text.window, text.stride), run.progress)
 
 
 def evaluate_folder(
-    path: Path,
-    text: Path,
-    original: SourceModel | None,
-    device: str,
-    progress: Progress,
-    window: int = EVALUATE_WINDOW,
-    stride: int | None = None,
-    tokens: int | None = None,
-    trust_remote_code: bool = False,
+    path: Path, text: Path, original: SourceModel | None, run: Run, cut: Cut = EVALUATE_CUT
 ) -> tuple[Measurement, Sample]:
     """Perplexity, and with the original KL, on a text: the whole file, or its evaluation part if the plan was made with it."""
-    folder = open_folder(path, trust_remote_code)
-    tokenizer = Tokenizer.open(path, trust_remote_code)
+    folder = open_folder(path, run.trust_remote_code)
+    tokenizer = Tokenizer.open(path, run.trust_remote_code)
     words = open_text(text, tokenizer)
     part = evaluation_part(words, folder.record["text"])
-    chosen = sample(words, part, tokenizer, folder.source, window, stride, tokens)
-    return measure_folder(folder, original, chosen, device, progress), chosen
+    chosen = sample(words, part, tokenizer, folder.source, cut)
+    return measure_folder(folder, original, chosen, run), chosen

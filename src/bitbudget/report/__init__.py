@@ -1,1 +1,1 @@
-"""What people read: tables, charts, progress and error messages. Nothing here loads torch or transformers when imported."""
+"""What people read: tables, charts, progress, errors. Nothing here loads torch or transformers when imported."""

@@ -2,8 +2,10 @@
 
 import errno
 from dataclasses import dataclass
+from pathlib import Path
 
 from bitbudget.errors import BitbudgetError
+from bitbudget.pipeline.record import CONFIG_NAME, JOURNAL_NAME, RECORD_NAME
 
 OK, INTERNAL, USAGE, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {
@@ -49,6 +51,15 @@ def explain(error: BaseException, interrupted: str) -> Failure:
     )
 
 
+def left_behind(output: Path) -> str:
+    """What a stopped `quantize` left in its output folder, and how to go on."""
+    if (output / JOURNAL_NAME).is_file():
+        return f"What was finished is kept in {output}: give the same command again and it continues there."
+    if (output / RECORD_NAME).is_file() and (output / CONFIG_NAME).is_file():
+        return f"The checkpoint in {output} is complete but not verified: `bitbudget verify {output} --against MODEL`."
+    return "Nothing was written: give the same command again."
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     # torch is not imported here, so its own class is known by its name.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -61,10 +72,10 @@ def _out_of_memory(error: BaseException) -> str:
     said = f" ({said})" if said else ""
     if "CUDA" in said:
         return (
-            f"The memory of the CUDA device is used up{said}. Stop other programs that use the device, or compute on the "
-            "CPU with --device cpu."
+            f"The memory of the CUDA device is used up{said}. Stop other programs that use the device, or compute on "
+            "the CPU with --device cpu."
         )
     return (
-        f"The memory of this machine is used up{said}. `bitbudget forecast MODEL` tells how much a run needs; stop other "
-        "programs, or measure on fewer tokens (--tokens)."
+        f"The memory of this machine is used up{said}. `bitbudget forecast MODEL` tells how much a run needs; stop "
+        "other programs, or measure on fewer tokens (--tokens)."
     )

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+import re
+
 KIB = 1024
 UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -39,3 +41,12 @@ def decimals(value: float) -> str:
 def with_error(value: float, error: float | None) -> str:
     """`0.01602 ± 0.00044`."""
     return decimals(value) + (f" ± {decimals(error)}" if error is not None else "")
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of `5GB`, `512 MiB` or `1000000`; None if it is no size above 0."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not found or (found[3] and not found[2]):
+        return None
+    base = KIB if found[3] else 1000
+    return int(float(found[1]) * base ** " KMGT".index(found[2].upper() or " ")) or None

@@ -38,9 +38,7 @@ def say(console: Console, text: str, style: str | None = None) -> None:
         if console.is_terminal and not line.startswith(QUOTED):
             hanging = " " * (len(line) - len(line.lstrip(" -")))
             # Paths and choices are copied by people: they are never broken inside.
-            line = textwrap.fill(
-                line, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
-            )
+            line = textwrap.fill(line, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
         console.print(line, style=style, soft_wrap=True)
 
 

@@ -1,0 +1,262 @@
+"""The command line: which commands and options there are.
+
+The work is done in `pipeline`, the text made in `report`. Whatever loads torch is imported inside the commands, so that
+`--help` answers at once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitbudget.data import DEMO_NAME
+from bitbudget.errors import InputError
+from bitbudget.report.failures import EXIT_CODES, left_behind
+from bitbudget.report.session import Session
+from bitbudget.report.sizes import parse_size
+
+KEPT = "16bit"
+# \b: click keeps the lines of a paragraph that begins with it
+EXIT_HELP = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="bitbudget",
+    help="Bytes in, verified checkpoint out: quantizes language models under a memory budget.",
+    epilog=EXIT_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: three columns in boxes leave no room for words on 80 columns
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _shard_size(text: str) -> int:
+    nbytes = parse_size(str(text))
+    if nbytes is None:
+        raise typer.BadParameter(f"{text!r} is no size. Write bytes, or a number with KB, MB, GB, KiB, MiB or GiB.")
+    return nbytes
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"bitbudget {version('bitbudget')}")
+        raise typer.Exit
+
+
+MODEL_HELP = f"Model folder, Hugging Face id, or `{DEMO_NAME}` (the packaged model)."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `quantize` wrote.", show_default=False)]
+ChoiceText = Annotated[
+    str,
+    typer.Option(
+        "--choice", metavar="CHOICE", help="How the blocks' linears are stored, such as int4:g128.", show_default=False
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.", show_default=False)]
+Embedding = Annotated[str, typer.Option(metavar="CHOICE", help="How the embedding is stored; 16bit: as it is.")]
+Head = Annotated[str, typer.Option(metavar="CHOICE", help="How the head is stored; 16bit: as it is.")]
+TextFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Text or JSONL file to verify on.", show_default="the packaged books"),
+]
+Against = Annotated[str | None, typer.Option(metavar="MODEL", help="The original, to compare with.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ShardSize = Annotated[
+    int, typer.Option(metavar="SIZE", parser=_shard_size, help="Largest weight file.", show_default="5GB")
+]
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    pass
+
+
+@contextmanager
+def session(as_json: bool, debug: bool, output: Path | None = None) -> Iterator[Session]:
+    """A command's session; errors become a paragraph and an exit code. output: what a stopped command leaves behind."""
+    running = Session(as_json, debug, (lambda: left_behind(output)) if output else None)
+    try:
+        with running.progress:
+            yield running
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        raise typer.Exit(running.failed(error)) from None
+
+
+@app.command(epilog=EXIT_HELP)
+def quantize(  # noqa: PLR0913 -- one parameter an option
+    model: Model,
+    choice: ChoiceText,
+    output: Output,
+    embedding: Embedding = KEPT,
+    head: Head = KEPT,
+    text: TextFile = None,
+    device: Device = "auto",
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify the result.")] = True,
+    max_shard_size: ShardSize = 5 * 10**9,
+    trust_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Store a model by one choice and verify the result.
+
+    Stopped at any time, the same command continues. Times are logged beside OUT, in OUT.run.jsonl.
+    """
+    command = {"model": model, "choice": choice, "embedding": embedding, "head": head, "device": device}
+    with session(as_json, debug, output) as running:
+        running.load()
+        from bitbudget.pipeline import api
+        from bitbudget.pipeline.runlog import logged
+        from bitbudget.report.checkpoint import quantized, show_quantized
+
+        with logged(running.progress, output, command) as log:
+            record = api.quantize(
+                model,
+                choice,
+                output,
+                embedding=embedding,
+                head=head,
+                text=text,
+                device=device,
+                verify=verify,
+                max_shard_bytes=max_shard_size,
+                trust_remote_code=trust_remote_code,
+                progress=log,
+            )
+        running.show(quantized(output, record), lambda: show_quantized(running.results, output, record))
+
+
+@app.command(epilog=EXIT_HELP)
+def verify(  # noqa: PLR0913 -- one parameter an option
+    folder: Folder,
+    against: Against = None,
+    text: TextFile = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to measure on.")] = 4096,
+    device: Device = "auto",
+    trust_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check a finished checkpoint; exits with 5 if it fails.
+
+    Every tensor, hash, scale and byte count is checked, then perplexity is measured; --against adds the original's
+    tensors and the KL divergence from it.
+    """
+    with session(as_json, debug) as running:
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder}.")
+        running.load()
+        from bitbudget.pipeline import api
+        from bitbudget.report.measurement import show_verification
+
+        result = api.verify(
+            folder,
+            against,
+            text=text,
+            device=device,
+            tokens=tokens,
+            trust_remote_code=trust_remote_code,
+            progress=running.progress,
+        )
+        found = result.to_dict()
+        running.show({"folder": str(folder), **found}, lambda: show_verification(running.results, found))
+        if not result.passed:
+            raise typer.Exit(5)
+
+
+@app.command(epilog=EXIT_HELP)
+def evaluate(  # noqa: PLR0913 -- one parameter an option
+    folder: Folder,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="Text or JSONL file.", show_default=False)],
+    against: Against = None,
+    window: Annotated[int, typer.Option(min=4, help="Tokens a window, at most the model's context.")] = 2048,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens from window to window.", show_default="the window")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to measure on.", show_default="all")] = None,
+    device: Device = "auto",
+    trust_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure perplexity and KL divergence on a text.
+
+    KL needs --against, the original. The whole file counts, unless the checkpoint was made with it: then its evaluation part only.
+    """
+    with session(as_json, debug) as running:
+        running.load()
+        from bitbudget.pipeline.api import open_source
+        from bitbudget.pipeline.progress import Run
+        from bitbudget.pipeline.texts import Cut
+        from bitbudget.pipeline.verify import evaluate_folder
+        from bitbudget.report.measurement import show_measurement
+
+        original = open_source(against, trust_remote_code) if against else None
+        how = Run(device, running.progress, trust_remote_code)
+        measured, sample = evaluate_folder(folder, text, original, how, Cut(window, stride, tokens))
+        found, where = measured.to_dict(), f"{sample.text.name}, {sample.part.name}"
+        running.show(
+            {"folder": str(folder), "text": {"name": sample.text.name} | sample.to_dict(), "measurement": found},
+            lambda: show_measurement(running.results, found, where),
+        )
+
+
+@app.command(epilog=EXIT_HELP)
+def inspect(
+    folder: Folder,
+    every_layer: Annotated[bool, typer.Option("--layers", help="A row for every layer.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a checkpoint holds.
+
+    Layers, choices and bytes, bits of every block, what was kept and why, verification, provenance.
+    """
+    with session(as_json, debug) as running:
+        from bitbudget.pipeline.record import read_record
+        from bitbudget.report.checkpoint import show_inspection
+
+        record, _ = read_record(folder)
+        running.show(
+            {"folder": str(folder), **record}, lambda: show_inspection(running.results, folder, record, every_layer)
+        )
+
+
+@app.command(epilog=EXIT_HELP)
+def demo(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder that keeps the checkpoints.", show_default="none")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Try everything on the packaged model.
+
+    Forecasts, quantizes by 8, 6, 5, 4, 3 and 2 bits, verifies each checkpoint and compares them in a table.
+    """
+    with session(as_json, debug) as running:
+        running.load()
+        from tempfile import TemporaryDirectory
+
+        from bitbudget.pipeline.demo import run_demo
+        from bitbudget.report.demo import show_demo
+
+        with TemporaryDirectory(prefix="bitbudget-demo-") as scratch:
+            found = run_demo(output or Path(scratch), device=device, progress=running.progress).to_dict()
+        running.show(found, lambda: show_demo(running.results, found, output and str(output)))
+
+
+def main() -> None:
+    """The command `bitbudget`."""
+    app(prog_name="bitbudget")

@@ -1,0 +1,185 @@
+"""A stored checkpoint on one page: what quantize says at its end and what inspect shows."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bitbudget.pipeline.record import RECORD_NAME
+from bitbudget.report.measurement import show_verification
+from bitbudget.report.sizes import exact_size
+from bitbudget.report.terminal import new_table, printable, say
+
+BAR_WIDTH = 24
+EIGHTHS = " ▏▎▍▌▋▊▉"
+Layers = dict[str, dict[str, Any]]
+
+
+def quantized(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What `quantize --json` prints: the totals; every layer and hash stands in the record itself."""
+    plan, layers = record["plan"], record["plan"]["layers"]
+    totals = ("weights_bytes", "disk_bytes", "stored_bits", "code_bits", "settings")
+    choices = Counter((entry["kind"], entry["choice"]) for entry in layers.values())
+    return {
+        "folder": str(folder),
+        "record": str(folder / RECORD_NAME),
+        **{name: plan[name] for name in totals},
+        "layers": [{"kind": kind, "choice": choice, "count": count} for (kind, choice), count in choices.items()],
+        "notes": {name: entry["note"] for name, entry in layers.items() if entry.get("note")},
+        "verification": record.get("verification"),
+    }
+
+
+def show_quantized(console: Console, folder: Path, record: dict[str, Any]) -> None:
+    """What `quantize` made."""
+    show_totals(console, folder, record)
+    console.print()
+    show_layers(console, record["plan"]["layers"])
+    show_notes(console, record["plan"]["layers"])
+    console.print()
+    show_verification(console, record.get("verification"))
+
+
+def show_inspection(console: Console, folder: Path, record: dict[str, Any], every_layer: bool) -> None:
+    """Everything that bitbudget.json tells of a checkpoint."""
+    layers = record["plan"]["layers"]
+    show_totals(console, folder, record)
+    console.print()
+    show_layers(console, layers, every_layer)
+    show_notes(console, layers)
+    console.print()
+    show_blocks(console, layers)
+    console.print()
+    _show_kept(console, record["plan"]["kept"])
+    console.print()
+    _show_files(console, folder, record)
+    console.print()
+    show_verification(console, record.get("verification"))
+    console.print()
+    _show_provenance(console, record)
+
+
+def show_totals(console: Console, folder: Path, record: dict[str, Any]) -> None:
+    """Name, bytes and bits."""
+    plan = record["plan"]
+    say(console, f"{folder}: {record['source']['name']}, {plan['settings']['method']}", style="bold")
+    table = new_table("", "", left=2)
+    table.show_header = False
+    table.add_row("weights", exact_size(plan["weights_bytes"]))
+    table.add_row("weight files", exact_size(plan["disk_bytes"]))
+    table.add_row("stored bits", f"{plan['stored_bits']:.3f} a weight, over all layers")
+    table.add_row("code bits", f"{plan['code_bits']:.3f} a weight, in the blocks' linears")
+    console.print(table)
+
+
+def show_layers(console: Console, layers: Layers, every_layer: bool = False) -> None:
+    """Layers with choice and bytes; the same layer of all blocks is one row (`*`) unless every layer is asked for."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for name, entry in layers.items():
+        rows[name if every_layer else role(name, entry), entry["choice"]].append(entry)
+    table = new_table("layer", "choice", "count", "bits", "bytes", left=2)
+    for (name, choice), entries in rows.items():
+        nbytes = sum(entry["bytes"] for entry in entries)
+        table.add_row(printable(name), printable(choice), str(len(entries)), f"{bits(entries):.3f}", f"{nbytes:,}")
+    table.add_section()
+    total = sum(entry["bytes"] for entry in layers.values())
+    table.add_row("all layers", "", str(len(layers)), f"{bits(layers.values()):.3f}", f"{total:,}")
+    console.print(table)
+
+
+def role(name: str, entry: dict[str, Any]) -> str:
+    """The layer's name with a star for the number of its block."""
+    if entry["block"] is None:
+        return name
+    return re.sub(rf"(^|\.){entry['block']}(?=\.|$)", r"\1*", name, count=1)
+
+
+def bits(entries: Iterable[dict[str, Any]]) -> float:
+    """Stored bits a weight, over some layers."""
+    entries = list(entries)
+    weights = sum(math.prod(entry["shape"]) for entry in entries)
+    return 8 * sum(entry["bytes"] for entry in entries) / weights
+
+
+def show_notes(console: Console, layers: Layers) -> None:
+    """Layers that could not take the choice asked for; the same reason in many blocks is told once."""
+    notes = Counter((role(name, entry), entry["note"]) for name, entry in layers.items() if entry.get("note"))
+    if notes:
+        console.print()
+        say(console, "Not the choice that was asked for:")
+    for (name, note), count in notes.items():
+        times = f" ({count} layers)" if count > 1 else ""
+        say(console, f"  - {name}{times}: {note}")
+
+
+def show_blocks(console: Console, layers: Layers) -> None:
+    """Stored bits of each block as bars; neighbours with the same bits share a line."""
+    blocks: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for entry in layers.values():
+        if entry["block"] is not None:
+            blocks[entry["block"]].append(entry)
+    if not blocks:
+        return
+    table = new_table("block", "bits", "", left=0)
+    table.columns[2].justify = "left"
+    table.columns[2].no_wrap = True
+    runs = list(_runs({number: round(bits(entries), 3) for number, entries in sorted(blocks.items())}))
+    widest = max(16.0, *(value for _, _, value in runs))
+    for first, last, value in runs:
+        table.add_row(str(first) if first == last else f"{first}-{last}", f"{value:.3f}", bar(value / widest))
+    console.print(table)
+
+
+def _runs(values: dict[int, float]) -> Iterator[tuple[int, int, float]]:
+    start: int | None = None
+    previous = 0
+    for number, value in values.items():
+        if start is not None and values[start] != value:
+            yield start, previous, values[start]
+            start = number
+        start, previous = (number if start is None else start), number
+    if start is not None:
+        yield start, previous, values[start]
+
+
+def bar(share: float, width: int = BAR_WIDTH) -> str:
+    """A bar of `share` of the width, exact to an eighth of a letter."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def _show_kept(console: Console, kept: dict[str, str]) -> None:
+    examples: dict[str, list[str]] = defaultdict(list)
+    for name, reason in kept.items():
+        examples[reason].append(name)
+    say(console, f"Kept as they were: {len(kept)} tensors")
+    for reason, names in examples.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        say(console, f"  - {names[0]}{more}: {reason}")
+
+
+def _show_files(console: Console, folder: Path, record: dict[str, Any]) -> None:
+    table = new_table("file", "bytes")
+    for name, entry in record["plan"]["files"].items():
+        table.add_row(printable(name), f"{entry['bytes']:,}" + _difference(folder / name, entry["bytes"]))
+    console.print(table)
+
+
+def _difference(path: Path, planned: int) -> str:
+    if not path.is_file():
+        return " (missing)"
+    found = path.stat().st_size
+    return "" if found == planned else f" (found {found:,})"
+
+
+def _show_provenance(console: Console, record: dict[str, Any]) -> None:
+    versions = ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items())
+    say(console, f"Made with {versions}; format version {record.get('format_version')}.")
+    say(console, f"Source: {record['source']['name']} (config.json sha256 {record['source']['config_sha256']}).")
+    say(console, f"Text: {record['text']['name']} (sha256 {record['text']['sha256']}).")
+    for name, reason in record.get("other_files", {}).get("left_out", {}).items():
+        say(console, f"  - {name} was not copied: {reason}")
