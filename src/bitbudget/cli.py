@@ -33,19 +33,20 @@ app = typer.Typer(
 )
 
 
-def _shard_size(text: str) -> int:
+def _shard_size(text: str | int) -> int:
     nbytes = parse_size(str(text))
     if nbytes is None:
         raise typer.BadParameter(f"{text!r} is no size. Write bytes, or a number with KB, MB, GB, KiB, MiB or GiB.")
     return nbytes
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         typer.echo(f"bitbudget {version('bitbudget')}")
         raise typer.Exit
+    return wanted
 
 
 MODEL_HELP = f"Model folder, Hugging Face id, or `{DEMO_NAME}` (the packaged model)."
@@ -134,6 +135,7 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
                 progress=log,
             )
         running.show(quantized(output, record), lambda: show_quantized(running.results, output, record))
+        running.note(f'Try it: bitbudget run {output} "Once upon a time"')
 
 
 @app.command(epilog=EXIT_HELP)
@@ -191,11 +193,14 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
 ) -> None:
     """Measure perplexity and KL divergence on a text.
 
-    KL needs --against, the original. The whole file counts, unless the checkpoint was made with it: then its evaluation part only.
+    KL needs --against, the original. The whole file counts, unless the checkpoint was made with it: then only the part
+    kept for evaluation.
     """
     with session(as_json, debug) as running:
         running.load()
         from bitbudget.pipeline.api import open_source
+        from bitbudget.pipeline.progress import Run
+        from bitbudget.pipeline.texts import Cut
         from bitbudget.pipeline.progress import Run
         from bitbudget.pipeline.texts import Cut
         from bitbudget.pipeline.verify import evaluate_folder
@@ -233,6 +238,48 @@ def inspect(
 
 
 @app.command(epilog=EXIT_HELP)
+def run(  # noqa: PLR0913 -- one parameter an option
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the model continues.", show_default=False)],
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as plain text, without chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+    device: Device = "auto",
+    trust_remote_code: RemoteCode = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Let a checkpoint continue a prompt.
+
+    The prompt goes through the model's chat template if it has one. Tokens are printed as they come; counts and speed
+    go to stderr.
+    """
+    with session(as_json, debug) as running:
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder}.")
+        running.load()
+        from bitbudget.calibration.tokenizer import Tokenizer
+        from bitbudget.integrations.transformers import load
+        from bitbudget.models.devices import resolve_device
+        from bitbudget.pipeline.generate import Sampling, generate, has_chat_template, prompt_ids
+
+        where = resolve_device(device)
+        tokenizer = Tokenizer.open(folder, trust_remote_code)
+        chat = has_chat_template(tokenizer) and not raw
+        ids = prompt_ids(tokenizer, prompt, chat)
+        if not chat and not raw:
+            running.note("The tokenizer has no chat template: the prompt is continued as plain text.")
+        with running.stage("load the checkpoint"):
+            model = load(folder, device_map=str(where), trust_remote_code=trust_remote_code)
+        made = generate(model, tokenizer, ids, Sampling(max_new_tokens, temperature, seed), running.stream)
+        running.show({"folder": str(folder), "chat": chat, **made.to_dict()}, lambda: running.stream("\n"))
+        running.note(f"{made.tokens} tokens in {made.seconds:.1f} s, {made.tokens_per_second:.1f} tokens/s")
+
+
+@app.command(epilog=EXIT_HELP)
 def demo(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder that keeps the checkpoints.", show_default="none")
@@ -254,7 +301,7 @@ def demo(
 
         with TemporaryDirectory(prefix="bitbudget-demo-") as scratch:
             found = run_demo(output or Path(scratch), device=device, progress=running.progress).to_dict()
-        running.show(found, lambda: show_demo(running.results, found, output and str(output)))
+        running.show(found, lambda: show_demo(running.results, found, str(output) if output else None))
 
 
 def main() -> None:

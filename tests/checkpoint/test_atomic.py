@@ -66,3 +66,21 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
 
 def mode(path: Path) -> int:
     return path.stat().st_mode
+
+
+def test_file_is_synced_before_and_its_folder_after_the_renaming(tmp_path, monkeypatch):
+    calls = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real_sync(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append("renamed")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_atomic(tmp_path / "config.json", b"{}")
+    assert calls == [str(tmp_path / ".config.json.partial"), "renamed", str(tmp_path)]

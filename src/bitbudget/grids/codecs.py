@@ -7,7 +7,7 @@ so that what is decoded later is exactly what the codes were chosen for.
 import math
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float as FloatArray
@@ -19,6 +19,7 @@ Shape = tuple[int, ...]
 Table = FloatArray[Tensor, "rows groups"]
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Storage of a [rows, groups] table of group parameters. `str(codec)` is its word in the text of a choice."""
 

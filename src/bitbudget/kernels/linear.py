@@ -115,13 +115,15 @@ class TiedLinear(nn.Module):
         return self.embedding.weight
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        return reference.linear(x, self.embedding.stored(self.bias))
+        # A device map may put head and embedding on different devices: transformers sees no tie between them.
+        return reference.linear(x.to(self.weight.device), self.embedding.stored(self.bias)).to(x.device)
 
 
 class QuantEmbedding(QuantModule):
     """Row lookup in a stored weight [vocabulary, in].
 
-    `multiplier` is what the replaced module multiplies its rows with (Gemma scales by √hidden), in its own dtype.
+    `multiplier` is what the replaced module multiplies its rows with. A tensor is rounded to the rows' dtype first, as Gemma
+    does with √hidden; a number is not.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class QuantEmbedding(QuantModule):
         choice: Choice,
         shape: Shape,
         padding_idx: int | None = None,
-        multiplier: float = 1.0,
+        multiplier: float | Tensor = 1.0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -139,11 +141,13 @@ class QuantEmbedding(QuantModule):
         self.multiplier = multiplier
 
     @classmethod
-    def from_stored(cls, weight: StoredWeight, multiplier: float = 1.0) -> "QuantEmbedding":
+    def from_stored(cls, weight: StoredWeight, multiplier: float | Tensor = 1.0) -> "QuantEmbedding":
         module = cls(weight.choice, weight.shape, multiplier=multiplier)
         module.fill(weight)
         return module
 
     def forward(self, ids: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch in"]:
         rows = reference.lookup(ids, self.stored()).to(self.weight.dtype)
+        if isinstance(self.multiplier, Tensor):
+            return rows * self.multiplier.to(rows.dtype)
         return rows if self.multiplier == 1.0 else rows * self.multiplier

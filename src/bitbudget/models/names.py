@@ -80,24 +80,41 @@ def map_parameters(
     return ParameterMap(by_target, alias, duplicates, tuple(unused), recipe_of)
 
 
+class Renamer:
+    """Where transformers puts a tensor of the files in a model, as the model's modules are now."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+        self._prefix = model.base_model_prefix
+        self.state = model.state_dict()
+        self.converter_of = {pattern: entry for entry in self._converters for pattern in entry.source_patterns}
+
+    def target(self, name: str) -> tuple[str, str | None]:
+        """The parameter (in `state`, if the model has it) and the pattern of the converter that makes it, if one does."""
+        target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.state)
+        if target not in self.state and name in self.state:
+            return rename_source_key(name, [], [], self._prefix, self.state)
+        return target, pattern
+
+    def renamed(self, name: str) -> str:
+        """The name after renaming, before the base model's prefix is added or taken away."""
+        return rename_source_key(name, self._renamings, self._converters)[0]
+
+
 def _recipes(model: PreTrainedModel, names: Iterable[str]) -> tuple[list[Recipe], list[str]]:
-    transforms = get_model_conversion_mapping(model)
-    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    converter_of = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    state, prefix = model.state_dict(), model.base_model_prefix
+    renamer = Renamer(model)
     recipes: dict[str, Recipe] = {}
     unused = []
     # transformers' order: the order of names decides the order of merged experts.
     for name in sorted(names, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if target not in state and name in state:
-            target, pattern = rename_source_key(name, [], [], prefix, state)
+        target, pattern = renamer.target(name)
         known = recipes.get(target)
-        if target not in state or (known is not None and known.converter is None):
+        if target not in renamer.state or (known is not None and known.converter is None):
             unused.append(name)
             continue
-        converter = deepcopy(converter_of[pattern]) if pattern is not None else None
+        converter = deepcopy(renamer.converter_of[pattern]) if pattern is not None else None
         recipe = recipes.setdefault(target, Recipe(target, [], converter))
         recipe.files.append((name, pattern or name))
     return list(recipes.values()), unused

@@ -29,8 +29,8 @@ class States:
     `calls[sequence][block]` are the arguments recorded from the model; equal ones of equally long sequences are shared.
     """
 
-    sequences: tuple[Int[Tensor, " tokens"], ...]
-    hidden: list[Float[Tensor, "1 tokens width"]]
+    sequences: tuple[Int[Tensor, " _"], ...]
+    hidden: list[Float[Tensor, "1 _ width"]]
     calls: tuple[tuple[Call, ...], ...]
     next_block: int = 0
 
@@ -62,7 +62,7 @@ class BlockStream:
         """Number of decoder blocks."""
         return len(self._forward.blocks)
 
-    def start(self, sequences: Sequence[Int[Tensor, " tokens"]]) -> States:
+    def start(self, sequences: Sequence[Int[Tensor, " _"]]) -> States:
         """Embeds the sequences and records what the model hands to every block.
 
         Raises InputError for an empty sequence, for ids outside the vocabulary, and for a model whose blocks are no
@@ -142,7 +142,7 @@ class BlockStream:
             self.free()
 
     def forward(
-        self, sequences: Sequence[Int[Tensor, " tokens"]], progress: Callable[[int, int], None] | None = None
+        self, sequences: Sequence[Int[Tensor, " _"]], progress: Callable[[int, int], None] | None = None
     ) -> States:
         """`start` and all blocks; `progress(done, total)` is called after each block."""
         states = self.start(sequences)

@@ -1,6 +1,6 @@
 """Where parameters come from: the names are those of the files."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from bitbudget.checkpoint.read import Checkpoint
 
 
+@runtime_checkable
 class Weights(Protocol):
     """A source of parameters under the names of the files, whatever way they are stored."""
 

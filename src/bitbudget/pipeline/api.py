@@ -7,11 +7,11 @@ from typing import Any
 from bitbudget.calibration.split import split
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.data import DEMO_NAME, demo_model_folder, resolve_model
-from bitbudget.errors import VerificationError
+from bitbudget.errors import InputError, VerificationError
 from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.measure import Measurement
-from bitbudget.pipeline.plan import DEFAULT_SHARD_BYTES, uniform_plan
+from bitbudget.pipeline.plan import DEFAULT_SHARD_BYTES, Plan, uniform_plan
 from bitbudget.pipeline.progress import Progress, Run, Silent
 from bitbudget.pipeline.quantize import write_checkpoint, write_record
 from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
@@ -51,6 +51,7 @@ def quantize(
     resolve_device(device)
     source = open_source(model, trust_remote_code)
     plan = uniform_plan(source, Choice.parse(choice), of_embedding, of_head, max_shard_bytes)
+    refuse_idle(plan)
     tokenizer = Tokenizer.open(source.folder, trust_remote_code)
     words = open_text(Path(text) if text else None, tokenizer)
     parts = split(words)
@@ -121,6 +122,17 @@ def source_name(model: str | Path) -> str:
     if str(model) == DEMO_NAME:
         return demo_model_folder().name
     return Path(model).resolve().name if Path(model).is_dir() else str(model)
+
+
+def refuse_idle(plan: Plan) -> None:
+    """Raise InputError if every layer would stay as it is: that is a copy, not a checkpoint of ours."""
+    if not plan.stored_choices:
+        notes = {planned.note for planned in plan.layers if planned.note}
+        why = f" ({'; '.join(sorted(notes))})" if notes else ""
+        raise InputError(
+            f"With the choice {plan.settings['choice']} every layer stays as it is{why}, so nothing would be quantized. "
+            "Give a choice such as int4:g128, or copy the model's folder."
+        )
 
 
 def require_passed(result: Verification, folder: Path) -> None:

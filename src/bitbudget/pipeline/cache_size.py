@@ -1,8 +1,8 @@
 """Bytes of the key-value cache: read from the config, and confirmed by the model's own cache before a number is given.
 
-The model is asked on the meta device, where a forward of two tokens computes shapes only. What transformers' DynamicCache
-holds after `context` tokens is counted: all of them in a full-attention block, the last `window - 1` in a sliding-window
-block (the newest token joins them while it is computed).
+The model is asked on the meta device, where a forward of two tokens computes shapes only. What transformers'
+DynamicCache holds after `context` tokens is counted: all of them in a full-attention block, the last `window - 1` in a
+sliding-window block (the newest token joins them while it is computed).
 """
 
 import math
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from bitbudget.errors import InputError
 from bitbudget.models.source import SourceModel
 
-KV_DTYPES = MappingProxyType({"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1, "int8": 1})  # bytes a value, scales not counted
+KV_DTYPES = MappingProxyType({"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1, "int8": 1})  # bytes a value, no scales
 DEFAULT_CONTEXT_CAP = 8192  # a model may allow a million tokens; few are run with that many
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 WINDOW_NAMES = MappingProxyType({"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"})
@@ -116,7 +116,7 @@ def _group(block: BlockCache, count: int, context: int, itemsize: int) -> CacheG
 def _from_config(config: PreTrainedConfig, block_count: int) -> tuple[BlockCache, ...]:
     """One entry a block, or the reason why the config does not say."""
     if getattr(config, "kv_lora_rank", None):
-        raise _NotKnown("the model keeps latent vectors (multi-head latent attention); their size depends on the engine")
+        raise _NotKnown("the model keeps latent vectors (multi-head latent attention), which engines store differently")
     heads = getattr(config, "num_attention_heads", None)
     width = getattr(config, "hidden_size", None)
     if not isinstance(heads, int) or not isinstance(width, int):
@@ -146,7 +146,7 @@ def _windows(config: PreTrainedConfig, block_count: int) -> list[int | None]:
 
 
 def _confirmed(source: SourceModel, blocks: tuple[BlockCache, ...]) -> tuple[BlockCache, ...]:
-    """The same blocks, if the model's own cache looks as the config says; tokens in flight are known, so shapes are exact."""
+    """The same blocks, if the model's own cache looks as they promise."""
     kept = _own_cache(source)
     if len(kept) != len(blocks):
         raise _NotKnown(f"the model keeps a cache for {len(kept)} of its {len(blocks)} blocks")

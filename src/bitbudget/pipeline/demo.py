@@ -102,10 +102,10 @@ class _Named:
     progress: Progress
     choice: str
 
-    def start(self, stage: str, total: float) -> None:
+    def start(self, stage: str, total: int) -> None:
         self.progress.start(f"{self.choice}: {stage}", total)
 
-    def advance(self, amount: float) -> None:
+    def advance(self, amount: int) -> None:
         self.progress.advance(amount)
 
     def finish(self) -> None:
@@ -114,7 +114,7 @@ class _Named:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread: sums of floats then do not depend on the number of cores, and matrices this small gain nothing by more."""
+    """One thread: sums of floats then do not depend on the number of cores, and small matrices gain little by more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

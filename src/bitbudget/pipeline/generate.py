@@ -29,7 +29,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generated:
-    """prompt_tokens and tokens are counts; seconds: from the prompt to the last token; ended: false where the limit cut it."""
+    """What came out. seconds: from the prompt to the last token; ended: false where the limit cut the text off."""
 
     text: str
     prompt_tokens: int

@@ -155,7 +155,7 @@ def uniform_plan(
         "head": str(head) if head else "16bit",
         "max_shard_bytes": max_shard_bytes,
     }
-    return Plan(layers, source.passthrough, _shards(source, layers, max_shard_bytes), settings)
+    return Plan(layers, source.passthrough, shards_of(source, layers, max_shard_bytes), settings)
 
 
 def plan_layer(layer: Layer, choice: Choice | None) -> PlannedLayer:
@@ -205,7 +205,7 @@ def _tied(source: SourceModel, embedding: Choice | None, head: Choice | None) ->
     return embedding or head
 
 
-def _shards(source: SourceModel, layers: Sequence[PlannedLayer], max_shard_bytes: int) -> tuple[Shard, ...]:
+def shards_of(source: SourceModel, layers: Sequence[PlannedLayer], max_shard_bytes: int) -> tuple[Shard, ...]:
     """Output tensors in the order of the source's files, so that reading and writing go forward together."""
     planned = {entry.layer.tensor: entry for entry in layers}
     repeated = {tensor.tensor for tensor in source.passthrough if tensor.duplicate_of}

@@ -1,4 +1,4 @@
-"""How fast this machine does what the stages consist of: a few short runs of the same operations, about two seconds in all.
+"""How fast this machine does what the stages consist of: short runs of the same operations, three seconds in all.
 
 Everything is measured with the thread count that torch has now, at shapes taken from the model and cut to 64 MiB.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitbudget.errors import OutputError
 from bitbudget.pipeline.measure import CHUNK_BYTES
+from bitbudget.pipeline.plan import fitted
 from bitbudget.pipeline.verify import VERIFY_CUT
 from bitbudget.rounding import nearest
 from bitbudget.storage import Choice
@@ -48,40 +49,48 @@ class Speeds:
         return asdict(self)
 
 
-def measure_speeds(
-    shape: tuple[int, int], vocabulary: int, choice: Choice, source: torch.dtype, device: torch.device, dtype: torch.dtype
-) -> Speeds:
-    """Speeds for a model whose largest linear has this shape [out, in], stored in `source` and computed in `dtype`.
+@dataclass(frozen=True)
+class Kind:
+    """What is typical of a model: its largest linear [out, in] and that one's dtype and choice, its vocabulary."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    choice: Choice
+    vocabulary: int
+
+
+def measure_speeds(kind: Kind, device: torch.device, dtype: torch.dtype) -> Speeds:
+    """Speeds for models of a kind that are computed on `device` in `dtype`.
 
     Raises:
         OutputError: neither the working folder nor the folder for temporary files can be written.
     """
-    rows = max(1, min(shape[0], LARGEST_WEIGHT_BYTES // 4 // shape[1]))
-    inputs = torch.full((VERIFY_CUT.window, shape[1]), 0.5, device=device, dtype=dtype)
-    weight = torch.full((rows, shape[1]), 0.01, device=device, dtype=dtype)
+    columns = kind.shape[1]
+    rows = max(1, min(kind.shape[0], LARGEST_WEIGHT_BYTES // 4 // columns))
+    inputs = torch.full((VERIFY_CUT.window, columns), 0.5, device=device, dtype=dtype)
+    weight = torch.full((rows, columns), 0.01, device=device, dtype=dtype)
     matmul = _rate(lambda: torch.nn.functional.linear(inputs, weight), device)
     written, fresh, cached = _disk()
     return Speeds(
         threads=torch.get_num_threads(),
-        flops=2 * VERIFY_CUT.window * rows * shape[1] * matmul,
+        flops=2 * VERIFY_CUT.window * rows * columns * matmul,
         elementwise=inputs.numel() * _rate(lambda: inputs * inputs, device),
         read_bytes=fresh,
         cached_bytes=cached,
         write_bytes=written,
-        compare_logits=_compare_rate(vocabulary, device),
-        **_weight_rates((min(rows, max(1, PROBE_WEIGHTS // shape[1])), shape[1]), choice, source, device, dtype),
+        compare_logits=_compare_rate(kind.vocabulary, device),
+        **_weight_rates(kind, (min(rows, max(1, PROBE_WEIGHTS // columns)), columns), device, dtype),
     )
 
 
-def _weight_rates(
-    shape: tuple[int, int], choice: Choice, source: torch.dtype, device: torch.device, dtype: torch.dtype
-) -> dict[str, float]:
+def _weight_rates(kind: Kind, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Rates of what happens to single weights; random ones, because rounding's speed may depend on values."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator).to(source)
+    weight = torch.randn(shape, generator=generator).to(kind.dtype)
     cpu = torch.device("cpu")
+    choice = (None if kind.choice.kept else fitted(kind.choice, shape)) or Choice.parse("int4")
     stored = nearest(weight, choice)
-    memory = memoryview(weight.view(torch.uint8).reshape(-1).numpy())
+    memory = weight.view(torch.uint8).reshape(-1).numpy().data
     count = weight.numel()
     return {
         "hash_bytes": weight.nbytes * _rate(lambda: sha256(memory).digest(), cpu),
@@ -125,7 +134,7 @@ def _wait(device: torch.device) -> None:
 def _disk() -> tuple[float, float, float]:
     """Bytes a second: written and synced, read from the disk, read from the page cache.
 
-    The nameless temporary file lies where outputs are likely to go: in the working folder, or else among temporary files.
+    The nameless file lies where outputs are likely to go: in the working folder, or else among temporary files.
     """
     for folder in (os.getcwd(), tempfile.gettempdir()):
         with suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:

@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Receives the stages of a run, one after the other; `total` and `amount` are in the same unit of the stage's choice."""
 
-    def start(self, stage: str, total: float) -> None: ...
+    def start(self, stage: str, total: int) -> None: ...
 
-    def advance(self, amount: float) -> None: ...
+    def advance(self, amount: int) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -19,10 +20,10 @@ class Progress(Protocol):
 class Silent:
     """Tells nobody."""
 
-    def start(self, stage: str, total: float) -> None:
+    def start(self, stage: str, total: int) -> None:
         pass
 
-    def advance(self, amount: float) -> None:
+    def advance(self, amount: int) -> None:
         pass
 
     def finish(self) -> None:
@@ -39,7 +40,7 @@ class Run:
 
 
 @contextmanager
-def stage(progress: Progress, name: str, total: float) -> Iterator[Progress]:
+def stage(progress: Progress, name: str, total: int) -> Iterator[Progress]:
     """One stage, finished however it ends."""
     progress.start(name, total)
     try:

@@ -31,11 +31,11 @@ class RunLog:
         self._stage: str | None = None
         self._began = 0.0
 
-    def start(self, stage: str, total: float) -> None:
+    def start(self, stage: str, total: int) -> None:
         self._stage, self._began = stage, time.monotonic()
         self._progress.start(stage, total)
 
-    def advance(self, amount: float) -> None:
+    def advance(self, amount: int) -> None:
         self._progress.advance(amount)
 
     def finish(self) -> None:

@@ -181,5 +181,9 @@ def _show_provenance(console: Console, record: dict[str, Any]) -> None:
     say(console, f"Made with {versions}; format version {record.get('format_version')}.")
     say(console, f"Source: {record['source']['name']} (config.json sha256 {record['source']['config_sha256']}).")
     say(console, f"Text: {record['text']['name']} (sha256 {record['text']['sha256']}).")
-    for name, reason in record.get("other_files", {}).get("left_out", {}).items():
-        say(console, f"  - {name} was not copied: {reason}")
+    others = record.get("other_files", {"copied": {}, "left_out": {}})
+    say(console, f"Files copied from the source: {', '.join(others['copied']) or 'none'}.")
+    if others["left_out"]:
+        say(console, "Not copied:")
+    for name, reason in others["left_out"].items():
+        say(console, f"  - {name}: {reason}")

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bitbudget.report.sizes import decimals, with_error
+from bitbudget.report.sizes import divergence, perplexity
 from bitbudget.report.terminal import new_table, say
 
 
@@ -28,12 +28,12 @@ def show_demo(console: Console, demo: dict[str, Any], kept_in: str | None) -> No
 
 
 def _cells(row: dict[str, Any], original: bool) -> tuple[str, ...]:
-    loss = "0" if original else with_error(row["kl"], row["kl_se"])
+    loss = "0" if original else divergence(row["kl"], row["kl_se"])
     return (
         row["choice"],
         f"{row['stored_bits']:.2f}",
         f"{row['weights_bytes']:,}",
         loss,
-        decimals(row["perplexity"]),
+        perplexity(row["perplexity"]),
         f"{100 * row['top1']:.1f} %",
     )

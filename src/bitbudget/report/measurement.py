@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bitbudget.report.sizes import decimals, with_error
+from bitbudget.report.sizes import divergence, perplexity
 from bitbudget.report.terminal import new_table, printable, say
 
 
@@ -41,8 +41,8 @@ def show_measurement(console: Console, measurement: dict[str, Any], where: str) 
 
 def _rows(measurement: dict[str, Any], compared: bool) -> Iterator[tuple[str, ...]]:
     if compared:
-        yield "KL divergence, nats a token", with_error(measurement["kl"], measurement.get("kl_se")), ""
+        yield "KL divergence, nats a token", divergence(measurement["kl"], measurement.get("kl_se")), ""
         yield "same most likely token", f"{100 * measurement['top1']:.2f} %", ""
     for title, name in (("perplexity a token", "perplexity"), ("perplexity a word", "word_perplexity")):
-        original = (decimals(measurement[f"reference_{name}"]),) if compared else ()
-        yield title, decimals(measurement[name]), *original
+        original = (perplexity(measurement[f"reference_{name}"]),) if compared else ()
+        yield title, perplexity(measurement[name]), *original

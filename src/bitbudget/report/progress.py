@@ -48,7 +48,7 @@ class StageBar:
     ) -> None:
         self.finish()
 
-    def start(self, stage: str, total: float) -> None:
+    def start(self, stage: str, total: int) -> None:
         """A stage begins; a total of 0 means that its length is not known."""
         self.finish()
         with self._lock:
@@ -59,7 +59,7 @@ class StageBar:
                 self._timer.daemon = True
                 self._timer.start()
 
-    def advance(self, amount: float) -> None:
+    def advance(self, amount: int) -> None:
         """So much more of the stage's total is done."""
         with self._lock:
             self._done += amount
@@ -95,7 +95,8 @@ class StageBar:
                 return
             columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
             self._bar = Progress(*columns, _TimeLeft(), console=self._console, transient=True)
-            self._task = self._bar.add_task(self._stage, total=self._total or None, completed=self._done)
+            self._task = self._bar.add_task(self._stage, total=self._total or None)
+            self._bar.update(self._task, completed=self._done)
             self._bar.start()
 
     def _tell(self) -> None:

@@ -4,12 +4,13 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-from bitbudget.pipeline.progress import stage
+from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.report.failures import explain
 from bitbudget.report.progress import StageBar
-from bitbudget.report.terminal import messages, print_json, results, say
+from bitbudget.report.terminal import messages, print_json, printable, results, say
 
 UNCHANGED = "Nothing was changed."
 
@@ -32,11 +33,22 @@ class Session:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not self.debug:
             warnings.simplefilter("ignore")
-        with stage(self.progress, "load torch and transformers", 0):
+        with self.stage("load torch and transformers"):
             import transformers
 
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
+
+    def stage(self, name: str) -> AbstractContextManager[Progress]:
+        """A stage of unknown length."""
+        return stage(self.progress, name, 0)
+
+    def stream(self, text: str) -> None:
+        """A piece of text that grows; with JSON it is shown whole at the end."""
+        if not self.as_json:
+            # The model's words are text for people: what would steer the terminal is spelled out.
+            self.results.file.write(printable(text))
+            self.results.file.flush()
 
     def note(self, text: str) -> None:
         """A remark to stderr."""

@@ -31,16 +31,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def decimals(value: float) -> str:
-    """Five digits that matter: small losses keep their digits, large perplexities do not grow them."""
-    if value != value or value in (float("inf"), float("-inf")):
-        return str(value)
-    return f"{value:.5f}" if abs(value) < 10 else f"{value:,.2f}"
+def perplexity(value: float) -> str:
+    """Four digits behind the point where they matter, two for the large ones."""
+    return f"{value:.4f}" if value < 10 else f"{value:,.2f}"
 
 
-def with_error(value: float, error: float | None) -> str:
-    """`0.01602 ± 0.00044`."""
-    return decimals(value) + (f" ± {decimals(error)}" if error is not None else "")
+def divergence(value: float, error: float | None) -> str:
+    """`0.016023 ± 0.000437` nats; without a standard error where a single document gives none."""
+    return f"{value:.6f}" + ("" if error is None else f" ± {error:.6f}")
 
 
 def parse_size(text: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -10,6 +10,7 @@ from bitbudget.storage.choice import Choice, Shape
 from bitbudget.storage.tensors import TensorSpec, index_dtype
 
 
+@runtime_checkable
 class Layout(Protocol):
     """Names, dtypes and shapes of the tensors that a choice takes in one kind of file."""
 

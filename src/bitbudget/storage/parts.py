@@ -5,7 +5,7 @@ by class.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +19,7 @@ Rows = Int64[Tensor, " n"]
 Tile = Float[Tensor, "n in"]
 
 
+@runtime_checkable
 class Part(Protocol):
     """One addend of a weight [out, in]."""
 
