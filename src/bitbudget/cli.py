@@ -4,27 +4,25 @@ The work is done in `pipeline`, the text made in `report`. Whatever loads torch 
 `--help` answers at once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bitbudget.data import DEMO_NAME
 from bitbudget.errors import InputError
-from bitbudget.report.failures import EXIT_CODES, left_behind
-from bitbudget.report.session import Session
-from bitbudget.report.sizes import parse_size
-
-KEPT = "16bit"
-# \b: click keeps the lines of a paragraph that begins with it
-EXIT_HELP = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())
+from bitbudget.pipeline.record import read_record
+from bitbudget.pipeline.runlog import logged
+from bitbudget.report import options
+from bitbudget.report.checkpoint import quantized, show_inspection, show_quantized
+from bitbudget.report.demo import show_demo
+from bitbudget.report.forecast import show_forecast
+from bitbudget.report.measurement import show_measurement, show_verification
+from bitbudget.report.session import session
 
 app = typer.Typer(
     name="bitbudget",
     help="Bytes in, verified checkpoint out: quantizes language models under a memory budget.",
-    epilog=EXIT_HELP,
+    epilog=options.EXIT_HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,81 +31,63 @@ app = typer.Typer(
 )
 
 
-def _shard_size(text: str | int) -> int:
-    nbytes = parse_size(str(text))
-    if nbytes is None:
-        raise typer.BadParameter(f"{text!r} is no size. Write bytes, or a number with KB, MB, GB, KiB, MiB or GiB.")
-    return nbytes
-
-
-def _print_version(wanted: bool) -> bool:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"bitbudget {version('bitbudget')}")
-        raise typer.Exit
-    return wanted
-
-
-MODEL_HELP = f"Model folder, Hugging Face id, or `{DEMO_NAME}` (the packaged model)."
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
-Folder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `quantize` wrote.", show_default=False)]
-ChoiceText = Annotated[
-    str,
-    typer.Option(
-        "--choice", metavar="CHOICE", help="How the blocks' linears are stored, such as int4:g128.", show_default=False
-    ),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.", show_default=False)]
-Embedding = Annotated[str, typer.Option(metavar="CHOICE", help="How the embedding is stored; 16bit: as it is.")]
-Head = Annotated[str, typer.Option(metavar="CHOICE", help="How the head is stored; 16bit: as it is.")]
-TextFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Text or JSONL file to verify on.", show_default="the packaged books"),
-]
-Against = Annotated[str | None, typer.Option(metavar="MODEL", help="The original, to compare with.")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-ShardSize = Annotated[
-    int, typer.Option(metavar="SIZE", parser=_shard_size, help="Largest weight file.", show_default="5GB")
-]
-Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")]
-
-
 @app.callback()
-def _options(version: Version = False) -> None:
+def _options(version: options.Version = False) -> None:
     pass
 
 
-@contextmanager
-def session(as_json: bool, debug: bool, output: Path | None = None) -> Iterator[Session]:
-    """A command's session; errors become a paragraph and an exit code. output: what a stopped command leaves behind."""
-    running = Session(as_json, debug, (lambda: left_behind(output)) if output else None)
-    try:
-        with running.progress:
-            yield running
-    except typer.Exit:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        raise typer.Exit(running.failed(error)) from None
+@app.command(epilog=options.EXIT_HELP)
+def forecast(  # noqa: PLR0913 -- one parameter an option
+    model: options.Model,
+    choice: options.Choices = None,
+    embedding: options.Embedding = options.KEPT,
+    head: options.Head = options.KEPT,
+    context: options.Context = None,
+    kv_dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, fp8 or int8.")] = "fp16",
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure this machine, to forecast times.")] = True,
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Tell what quantizing a model would give and take.
+
+    From config and file headers only: bytes of every choice (exact), key-value cache, what stays 16-bit and why, and
+    estimates of memory, disk and time.
+    """
+    with session(as_json, debug) as running:
+        running.load()
+        from bitbudget.pipeline import forecast as work
+
+        with running.stage("read headers, measure this machine"):
+            found = work.forecast(
+                model,
+                choices=tuple(choice or work.DEFAULT_CHOICES),
+                embedding=embedding,
+                head=head,
+                context=context,
+                kv_dtype=kv_dtype,
+                device=device,
+                probe=probe,
+                trust_remote_code=trust_remote_code,
+            ).to_dict()
+        running.show({"model": model, **found}, lambda: show_forecast(running.results, model, found))
 
 
-@app.command(epilog=EXIT_HELP)
+@app.command(epilog=options.EXIT_HELP)
 def quantize(  # noqa: PLR0913 -- one parameter an option
-    model: Model,
-    choice: ChoiceText,
-    output: Output,
-    embedding: Embedding = KEPT,
-    head: Head = KEPT,
-    text: TextFile = None,
-    device: Device = "auto",
+    model: options.Model,
+    choice: options.ChoiceText,
+    output: options.Output,
+    embedding: options.Embedding = options.KEPT,
+    head: options.Head = options.KEPT,
+    text: options.TextFile = None,
+    device: options.Device = "auto",
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify the result.")] = True,
-    max_shard_size: ShardSize = 5 * 10**9,
-    trust_remote_code: RemoteCode = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    max_shard_size: options.ShardSize = 5 * 10**9,
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Store a model by one choice and verify the result.
 
@@ -117,8 +97,6 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
     with session(as_json, debug, output) as running:
         running.load()
         from bitbudget.pipeline import api
-        from bitbudget.pipeline.runlog import logged
-        from bitbudget.report.checkpoint import quantized, show_quantized
 
         with logged(running.progress, output, command) as log:
             record = api.quantize(
@@ -138,16 +116,16 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
         running.note(f'Try it: bitbudget run {output} "Once upon a time"')
 
 
-@app.command(epilog=EXIT_HELP)
+@app.command(epilog=options.EXIT_HELP)
 def verify(  # noqa: PLR0913 -- one parameter an option
-    folder: Folder,
-    against: Against = None,
-    text: TextFile = None,
+    folder: options.Folder,
+    against: options.Against = None,
+    text: options.TextFile = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens to measure on.")] = 4096,
-    device: Device = "auto",
-    trust_remote_code: RemoteCode = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Check a finished checkpoint; exits with 5 if it fails.
 
@@ -159,7 +137,6 @@ def verify(  # noqa: PLR0913 -- one parameter an option
             raise InputError(f"There is no folder {folder}.")
         running.load()
         from bitbudget.pipeline import api
-        from bitbudget.report.measurement import show_verification
 
         result = api.verify(
             folder,
@@ -176,20 +153,20 @@ def verify(  # noqa: PLR0913 -- one parameter an option
             raise typer.Exit(5)
 
 
-@app.command(epilog=EXIT_HELP)
+@app.command(epilog=options.EXIT_HELP)
 def evaluate(  # noqa: PLR0913 -- one parameter an option
-    folder: Folder,
+    folder: options.Folder,
     text: Annotated[Path, typer.Option(metavar="FILE", help="Text or JSONL file.", show_default=False)],
-    against: Against = None,
+    against: options.Against = None,
     window: Annotated[int, typer.Option(min=4, help="Tokens a window, at most the model's context.")] = 2048,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens from window to window.", show_default="the window")
     ] = None,
     tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to measure on.", show_default="all")] = None,
-    device: Device = "auto",
-    trust_remote_code: RemoteCode = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Measure perplexity and KL divergence on a text.
 
@@ -201,10 +178,7 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         from bitbudget.pipeline.api import open_source
         from bitbudget.pipeline.progress import Run
         from bitbudget.pipeline.texts import Cut
-        from bitbudget.pipeline.progress import Run
-        from bitbudget.pipeline.texts import Cut
         from bitbudget.pipeline.verify import evaluate_folder
-        from bitbudget.report.measurement import show_measurement
 
         original = open_source(against, trust_remote_code) if against else None
         how = Run(device, running.progress, trust_remote_code)
@@ -216,30 +190,27 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
         )
 
 
-@app.command(epilog=EXIT_HELP)
+@app.command(epilog=options.EXIT_HELP)
 def inspect(
-    folder: Folder,
+    folder: options.Folder,
     every_layer: Annotated[bool, typer.Option("--layers", help="A row for every layer.")] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Show what a checkpoint holds.
 
     Layers, choices and bytes, bits of every block, what was kept and why, verification, provenance.
     """
     with session(as_json, debug) as running:
-        from bitbudget.pipeline.record import read_record
-        from bitbudget.report.checkpoint import show_inspection
-
         record, _ = read_record(folder)
         running.show(
             {"folder": str(folder), **record}, lambda: show_inspection(running.results, folder, record, every_layer)
         )
 
 
-@app.command(epilog=EXIT_HELP)
+@app.command(epilog=options.EXIT_HELP)
 def run(  # noqa: PLR0913 -- one parameter an option
-    folder: Folder,
+    folder: options.Folder,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the model continues.", show_default=False)],
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as plain text, without chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 256,
@@ -247,10 +218,10 @@ def run(  # noqa: PLR0913 -- one parameter an option
         float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
-    device: Device = "auto",
-    trust_remote_code: RemoteCode = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    device: options.Device = "auto",
+    trust_remote_code: options.RemoteCode = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Let a checkpoint continue a prompt.
 
@@ -279,14 +250,14 @@ def run(  # noqa: PLR0913 -- one parameter an option
         running.note(f"{made.tokens} tokens in {made.seconds:.1f} s, {made.tokens_per_second:.1f} tokens/s")
 
 
-@app.command(epilog=EXIT_HELP)
+@app.command(epilog=options.EXIT_HELP)
 def demo(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder that keeps the checkpoints.", show_default="none")
     ] = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    debug: Debug = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Try everything on the packaged model.
 
@@ -297,7 +268,6 @@ def demo(
         from tempfile import TemporaryDirectory
 
         from bitbudget.pipeline.demo import run_demo
-        from bitbudget.report.demo import show_demo
 
         with TemporaryDirectory(prefix="bitbudget-demo-") as scratch:
             found = run_demo(output or Path(scratch), device=device, progress=running.progress).to_dict()

@@ -33,19 +33,21 @@ class ModelForward:
         sequence: Int[Tensor, " tokens"],
         on_block: OnBlock,
         embed: Callable[..., Tensor],
-        on_head: Callable[[Tensor], Tensor] | None = None,
+        on_head: Callable[[Tensor], None] | None = None,
     ) -> Any:
         """The model's output; None if a callback raised `Stop`.
 
-        `on_block(index, args, kwargs)` stands for the blocks, `embed` for the input embedding, `on_head` for the head.
+        `on_block(index, args, kwargs)` stands for the blocks, `embed` for the input embedding; `on_head`
+        sees what the head receives before the head is loaded.
         """
         modules = [*self.blocks, self.embedding]
         forwards: list[Callable[..., Any]] = [self._forwarded(on_block, index) for index in range(len(self.blocks))]
         forwards.append(embed)
         with ExitStack() as stack:
             if on_head is not None and self.head is not None:
-                modules.append(self.head)
-                forwards.append(on_head)
+                # Ahead of the hook that would load the head.
+                hook = self.head.register_forward_pre_hook(lambda _, args: on_head(args[0]), prepend=True)
+                stack.callback(hook.remove)
             stack.enter_context(replaced_forward(modules, forwards))
             try:
                 return self.model(input_ids=sequence[None], use_cache=False)

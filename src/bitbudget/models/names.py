@@ -92,7 +92,7 @@ class Renamer:
         self.converter_of = {pattern: entry for entry in self._converters for pattern in entry.source_patterns}
 
     def target(self, name: str) -> tuple[str, str | None]:
-        """The parameter (in `state`, if the model has it) and the pattern of the converter that makes it, if one does."""
+        """The parameter (in `state`, if the model has it) and the pattern of the converter that makes it, if any."""
         target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.state)
         if target not in self.state and name in self.state:
             return rename_source_key(name, [], [], self._prefix, self.state)

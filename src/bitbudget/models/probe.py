@@ -55,7 +55,7 @@ class _Pass:
             raise Stop
         return self.outcome.with_rest(lambda value: self._random(value, self.seed - 1)).wrap(self._made_up)
 
-    def on_head(self, hidden: Tensor) -> Tensor:
+    def on_head(self, hidden: Tensor) -> None:
         self.head_input = hidden
         raise Stop
 

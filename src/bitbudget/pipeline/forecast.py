@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from bitbudget.data import resolve_model
-from bitbudget.grids import BF16
 from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import KvCache, kv_cache
@@ -28,7 +27,7 @@ DEFAULT_CHOICES = (
     *("int3:g128", "int2:g128"),
 )
 STAGES_CHOICE = "int4:g128"  # whose stages are forecast, where it is asked for
-SMALLEST, SMALLEST_REST = "int2:g128", "int4:g128"  # of the blocks' linears; of embedding and head
+SMALLEST = ("int2:g128", "int4:g128", "int4:g128")  # linears, embedding, head
 
 
 @dataclass(frozen=True)
@@ -141,29 +140,26 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
 ) -> Forecast:
     """What every uniform choice would take, and what making it would.
 
-    model: a folder, a hub id, or "demo". embedding, head: a choice, or "16bit" to keep them as they are. context: tokens
-    of the key-value cache, by default the model's longest, at most 8,192. kv_dtype: fp16, bf16, fp32, fp8 or int8.
-    probe: measure this machine for about three seconds; without it stages have no seconds.
+    model: a folder, a hub id, or "demo". embedding, head: a choice, or "16bit" to keep them. context: tokens of the
+    key-value cache, by default the model's longest, at most 8,192. kv_dtype: fp16, bf16, fp32, fp8 or int8. probe:
+    measure this machine for about three seconds; without it stages have no seconds.
 
     Raises:
         InputError: the model, a choice, the context or a dtype cannot be used.
         OutputError: the probe finds no folder in which it can write.
     """
-    parsed = {text: Choice.parse(text) for text in choices}
-    of_embedding, of_head = (None if word == KEPT else Choice.parse(word) for word in (embedding, head))
     where = resolve_device(device)
     source = SourceModel.open(resolve_model(str(model)), trust_remote_code=trust_remote_code)
     cache = kv_cache(source, context, kv_dtype)
-    plans = {text: uniform_plan(source, choice, of_embedding, of_head) for text, choice in parsed.items()}
+    plans = {text: _plan(source, text, embedding, head) for text in choices}
     named = STAGES_CHOICE if STAGES_CHOICE in plans or not plans else next(iter(plans))
-    plan = plans.get(named) or uniform_plan(source, Choice.parse(named), of_embedding, of_head)
+    plan = plans.get(named) or _plan(source, named, embedding, head)
     stages, speeds = _stages(Workload(source, plan, where, compute_dtype(where, source.config)), probe)
-    small = Choice.parse(SMALLEST_REST)
     return Forecast(
         now=_now(source),
         rows=tuple(_row(plan) for plan in plans.values()),
-        smallest=_row(uniform_plan(source, Choice.parse(SMALLEST), small, small)),
-        largest=_row(uniform_plan(source, Choice(kept=BF16))),
+        smallest=_row(_plan(source, *SMALLEST)),
+        largest=_row(_plan(source, "bf16", KEPT, KEPT)),  # any float choice keeps a layer in the source's own dtype
         kv_cache=cache,
         kept=_kept(source, plan),
         fallbacks=_fallbacks(plans.items()),
@@ -172,6 +168,12 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
         device=str(where),
         speeds=speeds,
     )
+
+
+def _plan(source: SourceModel, choice: str, embedding: str, head: str) -> Plan:
+    """The plan that `quantize` makes of the same words."""
+    of_embedding, of_head = (None if word == KEPT else Choice.parse(word) for word in (embedding, head))
+    return uniform_plan(source, Choice.parse(choice), of_embedding, of_head)
 
 
 def _now(source: SourceModel) -> Now:

@@ -3,12 +3,15 @@
 import os
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
+import typer
+
 from bitbudget.pipeline.progress import Progress, stage
-from bitbudget.report.failures import explain
+from bitbudget.report.failures import explain, left_behind
 from bitbudget.report.progress import StageBar
 from bitbudget.report.terminal import messages, print_json, printable, results, say
 
@@ -71,3 +74,16 @@ class Session:
         if self.as_json:
             print_json(failure.to_dict())
         return failure.exit_code
+
+
+@contextmanager
+def session(as_json: bool, debug: bool, output: Path | None = None) -> Iterator[Session]:
+    """A command's session: an error becomes a paragraph and an exit code. output: where a stopped one left its work."""
+    running = Session(as_json, debug, (lambda: left_behind(output)) if output else None)
+    try:
+        with running.progress:
+            yield running
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        raise typer.Exit(running.failed(error)) from None

@@ -26,7 +26,7 @@ def messages() -> Console:
 def printable(text: object) -> str:
     """The text with control characters spelled out, so that a name from a file cannot steer the terminal."""
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
         for letter in str(text)
     )
 

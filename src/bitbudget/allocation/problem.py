@@ -1,0 +1,140 @@
+"""The solver's own form of a choice under budgets: integers in arrays, one row per point.
+
+    min Σ_u S[p_u]   s.t.   Σ_u C[p_u, k] ≤ limit[k] for every k,   one point p_u of every unit u
+
+Costs are the caller's integers less each unit's minimum, over their greatest common divisor. S are losses in multiples
+of a power of two, fine enough that all rounding together stays below 1e-11 of the best loss and coarse enough that every
+sum fits 63 bits: totals are exact, and sums that differ only by rounding are ties.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from numpy import ndarray
+
+from bitbudget.allocation.dominance import undominated_rows
+from bitbudget.errors import InputError
+
+LARGEST = 2**61  # no total of costs or losses reaches it, so that sums of two still fit 63 bits
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Points sorted by unit, cost and objective.
+
+    unit: the unit of every point; source: its place in the caller's list; tie: what decides between equal plans.
+    """
+
+    unit: Int64[ndarray, "points"]
+    objective: Int64[ndarray, "points"]
+    cost: Int64[ndarray, "points dimensions"]
+    limit: Int64[ndarray, "dimensions"]
+    source: Int64[ndarray, "points"]
+
+    @cached_property
+    def first(self) -> Int64[ndarray, "units"]:
+        """First point of every unit."""
+        return np.flatnonzero(np.diff(self.unit, prepend=-1))
+
+    @property
+    def units(self) -> int:
+        return int(self.unit[-1]) + 1
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.limit)
+
+    def subset(self, kept: Bool[ndarray, "points"]) -> "Problem":
+        """The same problem with fewer points; every unit keeps at least one."""
+        return replace(
+            self,
+            unit=self.unit[kept],
+            objective=self.objective[kept],
+            cost=self.cost[kept],
+            source=self.source[kept],
+        )
+
+    def best_of_units(self, value: Float64[ndarray, "points"]) -> Int64[ndarray, "units"]:
+        """The first point of least value in every unit."""
+        least = np.minimum.reduceat(value, self.first)
+        rows = np.flatnonzero(value == least[self.unit])
+        return rows[np.flatnonzero(np.diff(self.unit[rows], prepend=-1))]
+
+    def feasible(self, rows: Int64[ndarray, "units"]) -> bool:
+        return bool((self.cost[rows].sum(axis=0) <= self.limit).all())
+
+    def value(self, rows: Int64[ndarray, "units"]) -> int:
+        """Total loss of a plan, in the problem's units."""
+        return int(self.objective[rows].sum())
+
+
+def scaled_costs(
+    unit: Sequence[int], columns: Sequence[Sequence[int]], limits: Sequence[int]
+) -> tuple[Int64[ndarray, "points dimensions"], Int64[ndarray, "dimensions"]]:
+    """Costs above each unit's minimum and what the limits leave for them, over their greatest common divisor.
+
+    A limit below the sum of minima comes back negative.
+    """
+    scaled = [_scaled_column(unit, column, limit) for column, limit in zip(columns, limits, strict=True)]
+    if not scaled:
+        return np.zeros((len(unit), 0), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    return np.stack([column for column, _ in scaled], axis=1), np.array([limit for _, limit in scaled], dtype=np.int64)
+
+
+def _scaled_column(unit: Sequence[int], column: Sequence[int], limit: int) -> tuple[Int64[ndarray, "points"], int]:
+    least: dict[int, int] = {}
+    most: dict[int, int] = {}
+    for index, cost in zip(unit, column, strict=True):
+        least[index] = min(least.get(index, cost), cost)
+        most[index] = max(most.get(index, cost), cost)
+    spread = sum(most.values()) - sum(least.values())
+    above = [cost - least[index] for index, cost in zip(unit, column, strict=True)]
+    divisor = math.gcd(*above) or 1
+    if spread // divisor >= LARGEST:
+        raise InputError(f"Costs spread over {spread}, more than the {LARGEST} a dimension may span. Use a larger unit.")
+    left = min(limit - sum(least.values()), spread) // divisor
+    return np.array([cost // divisor for cost in above], dtype=np.int64), max(left, -1)
+
+
+def scaled_losses(losses: Float64[ndarray, "points"], quantum: float) -> Int64[ndarray, "points"]:
+    """Losses as multiples of a power of two, rounded to the nearest."""
+    return np.rint(losses / quantum).astype(np.int64)
+
+
+def quantum_for(units: int, largest: float) -> float:
+    """The smallest power of two that keeps the sum of `units` losses of at most `largest` below LARGEST."""
+    if largest <= 0.0:
+        return 1.0
+    exponent = math.frexp(largest)[1] + math.frexp(float(units))[1] - LARGEST.bit_length() + 1
+    return math.ldexp(1.0, max(exponent, -1022))
+
+
+def sorted_problem(problem: Problem) -> Problem:
+    """Points by unit, costs, objective, and where all are equal in the caller's order; dominated ones left out."""
+    keys = (problem.source, problem.objective, *problem.cost.T[::-1], problem.unit)
+    order = np.lexsort(keys)
+    arranged = problem.subset(order)
+    return arranged.subset(_undominated(arranged))
+
+
+def _undominated(problem: Problem) -> Bool[ndarray, "points"]:
+    if problem.dimensions == 0:
+        return _strictly_falling(problem, problem.objective)
+    if problem.dimensions == 1:
+        return _strictly_falling(problem, problem.objective)
+    table = np.column_stack([problem.cost, problem.objective])
+    bounds = [*problem.first.tolist(), len(table)]
+    return np.concatenate([undominated_rows(table[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)])
+
+
+def _strictly_falling(problem: Problem, value: Int64[ndarray, "points"]) -> Bool[ndarray, "points"]:
+    """Mask of the points whose value is below that of all earlier ones of their unit."""
+    rank = np.unique(value, return_inverse=True)[1].astype(np.int64)
+    # Later units lie below all earlier ones, so that one running minimum serves every unit.
+    level = rank - problem.unit * (len(rank) + 1)
+    before = np.concatenate([[level[0] + 1], np.minimum.accumulate(level)[:-1]])
+    return level < before

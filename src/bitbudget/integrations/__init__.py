@@ -1,0 +1,1 @@
+"""How other libraries load and run a finished checkpoint. Importing this package imports none of them."""

@@ -1,0 +1,66 @@
+"""The words of the command line that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitbudget.data import DEMO_NAME
+from bitbudget.report.failures import EXIT_CODES
+from bitbudget.report.sizes import parse_size
+
+KEPT = "16bit"
+# \b: click keeps the lines of a paragraph that begins with it
+EXIT_HELP = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+def _shard_size(text: str | int) -> int:
+    nbytes = parse_size(str(text))
+    if nbytes is None:
+        raise typer.BadParameter(f"{text!r} is no size. Write bytes, or a number with KB, MB, GB, KiB, MiB or GiB.")
+    return nbytes
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"bitbudget {version('bitbudget')}")
+        raise typer.Exit
+    return wanted
+
+
+MODEL_HELP = f"Model folder, Hugging Face id, or `{DEMO_NAME}` (the packaged model)."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `quantize` wrote.", show_default=False)]
+ChoiceText = Annotated[
+    str,
+    typer.Option(
+        "--choice", metavar="CHOICE", help="How the blocks' linears are stored, such as int4:g128.", show_default=False
+    ),
+]
+Choices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--choice", metavar="CHOICE", help="A choice to forecast; repeat for more.", show_default="8 to 2 bits"
+    ),
+]
+Context = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of the key-value cache.", show_default="the longest, up to 8192")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.", show_default=False)]
+Embedding = Annotated[str, typer.Option(metavar="CHOICE", help="How the embedding is stored; 16bit: as it is.")]
+Head = Annotated[str, typer.Option(metavar="CHOICE", help="How the head is stored; 16bit: as it is.")]
+TextFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Text or JSONL file to verify on.", show_default="the packaged books"),
+]
+Against = Annotated[str | None, typer.Option(metavar="MODEL", help="The original, to compare with.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ShardSize = Annotated[
+    int, typer.Option(metavar="SIZE", parser=_shard_size, help="Largest weight file.", show_default="5GB")
+]
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")]
