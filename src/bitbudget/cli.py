@@ -133,8 +133,7 @@ def verify(  # noqa: PLR0913 -- one parameter an option
     tensors and the KL divergence from it.
     """
     with session(as_json, debug) as running:
-        if not folder.is_dir():
-            raise InputError(f"There is no folder {folder}.")
+        _require_folder(folder)
         running.load()
         from bitbudget.pipeline import api
 
@@ -229,11 +228,10 @@ def run(  # noqa: PLR0913 -- one parameter an option
     go to stderr.
     """
     with session(as_json, debug) as running:
-        if not folder.is_dir():
-            raise InputError(f"There is no folder {folder}.")
+        _require_folder(folder)
         running.load()
         from bitbudget.calibration.tokenizer import Tokenizer
-        from bitbudget.integrations.transformers import load
+        from bitbudget.integrations.loading import load
         from bitbudget.models.devices import resolve_device
         from bitbudget.pipeline.generate import Sampling, generate, has_chat_template, prompt_ids
 
@@ -244,7 +242,9 @@ def run(  # noqa: PLR0913 -- one parameter an option
         if not chat and not raw:
             running.note("The tokenizer has no chat template: the prompt is continued as plain text.")
         with running.stage("load the checkpoint"):
-            model = load(folder, device_map=str(where), trust_remote_code=trust_remote_code)
+            # In fp32 on the CPU, as verify computes. Moved afterwards: a device_map would need the package accelerate.
+            dtype = "float32" if where.type == "cpu" else "auto"
+            model = load(folder, dtype, trust_remote_code=trust_remote_code).to(where)
         made = generate(model, tokenizer, ids, Sampling(max_new_tokens, temperature, seed), running.stream)
         running.show({"folder": str(folder), "chat": chat, **made.to_dict()}, lambda: running.stream("\n"))
         running.note(f"{made.tokens} tokens in {made.seconds:.1f} s, {made.tokens_per_second:.1f} tokens/s")
@@ -272,6 +272,11 @@ def demo(
         with TemporaryDirectory(prefix="bitbudget-demo-") as scratch:
             found = run_demo(output or Path(scratch), device=device, progress=running.progress).to_dict()
         running.show(found, lambda: show_demo(running.results, found, str(output) if output else None))
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}. This command takes one that `bitbudget quantize` wrote.")
 
 
 def main() -> None:

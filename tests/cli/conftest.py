@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from typer.testing import CliRunner, Result
-from zoo import make_model
 
 from bitbudget.cli import app
+from zoo import make_model
 
 Invoke = Callable[..., Result]
 

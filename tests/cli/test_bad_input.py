@@ -40,9 +40,9 @@ def lie(model: Path) -> None:
 
 
 def put_nan(model: Path) -> None:
-    path = shards(model)[-1]
+    name = "model.layers.2.mlp.down_proj.weight"
+    path = model / json.loads((model / INDEX).read_text())["weight_map"][name]
     tensors = load_file(path)
-    name = next(name for name in tensors if "mlp" in name)
     tensors[name][3, 5] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
 
@@ -58,8 +58,14 @@ MODELS: dict[str, tuple[Damage, str]] = {
     "pickle": (to_pickle, "pickle only (pytorch_model.bin)"),
     "missing shard": (lambda model: shards(model)[1].unlink(), "is absent"),
     "truncated shard": (truncate, "model-00001-of-0000"),
-    "absent tensor": (lambda model: edit_index(model, "model.ghost.weight", "model-00001-of-00003.safetensors"), "ghost"),
-    "shard outside": (lambda model: edit_index(model, "model.norm.weight", "../evil.safetensors"), "outside the folder"),
+    "absent tensor": (
+        lambda model: edit_index(model, "model.ghost.weight", "model-00001-of-00003.safetensors"),
+        "ghost",
+    ),
+    "shard outside": (
+        lambda model: edit_index(model, "model.norm.weight", "../evil.safetensors"),
+        "outside the folder",
+    ),
     "lying header": (lie, "the header claims"),
     "NaN": (put_nan, "NaN or infinite, the first at [3, 5]"),
     "unknown architecture": (lambda model: edit_config(model, model_type="frobnicator"), "'frobnicator'"),

@@ -51,7 +51,8 @@ def test_the_module_is_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["frobnicate"], ["quantize"], ["quantize", "demo", "--frob"], ["evaluate", "x", "--text", "y", "--tokens", "0"]]
+    "arguments",
+    [["frobnicate"], ["quantize"], ["quantize", "demo", "--frob"], ["evaluate", "x", "--text", "y", "--tokens", "0"]],
 )
 def test_a_command_line_that_is_not_understood(invoke, arguments: list[str]) -> None:
     result = invoke(*arguments)

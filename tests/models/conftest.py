@@ -1,19 +1,28 @@
 """Zoo models, each written once per test run, and what several files here do with them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config
 from transformers.utils import logging
 
-from zoo import VOCABULARY, make_model
+from zoo import ARCHITECTURES, VOCABULARY, make_model
 
 logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads, and wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +51,21 @@ def edited(zoo: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
         save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
         return tmp_path
 
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vision_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma 3 that also sees: its language model lies beside a vision tower of as many blocks."""
+    vision = {"hidden_size": 48, "intermediate_size": 70, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+    text = ARCHITECTURES["gemma3"](VOCABULARY).to_dict() | {"num_hidden_layers": 3}
+    text["layer_types"] = text["layer_types"][:3]
+    tokens = {"image_token_index": 500, "boi_token_index": 501, "eoi_token_index": 502}
+    config = Gemma3Config(text_config=text, vision_config=vision | {"num_hidden_layers": 3}, **tokens)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config).eval()
+    folder = tmp_path_factory.mktemp("vision")
+    model.save_pretrained(folder)
     return folder
 
 

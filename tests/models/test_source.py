@@ -83,6 +83,16 @@ def test_experts_and_routers_pass_through(zoo, name):
     ] * source.block_count
 
 
+def test_a_vision_tower_passes_through(vision_model):
+    source = SourceModel.open(vision_model)
+    assert len(source.layers) == 1 + 3 * 7
+    assert source.places.blocks == "model.language_model.layers"
+    reasons = {entry.tensor: entry.reason for entry in source.passthrough}
+    assert all(
+        ("outside the text decoder" in reason) == ("language_model" not in tensor) for tensor, reason in reasons.items()
+    )
+
+
 def test_names_are_those_of_the_file_where_it_lacks_the_prefix(edited):
     folder = edited("gpt2", lambda tensors: {name.removeprefix("transformer."): t for name, t in tensors.items()})
     source = SourceModel.open(folder)

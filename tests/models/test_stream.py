@@ -77,6 +77,12 @@ def test_so_they_do_without_the_prefix_in_the_file(edited, sequences, whole_logi
     assert_equal_logits(stream_of(folder), sequences, whole_logits(folder, sequences))
 
 
+def test_so_they_do_beside_a_vision_tower_which_is_never_read(vision_model, sequences, whole_logits):
+    stream = stream_of(vision_model)
+    assert_equal_logits(stream, sequences, whole_logits(vision_model, sequences))
+    assert not [name for name in stream._filler.weights.tensors if "vision" in name]
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_so_they_do_for_ties_stored_twice(edited, sequences, whole_logits, shift):
     folder = edited(

@@ -67,7 +67,12 @@ SMALL = {"vocab_size": 503, "hidden_size": 64, "num_hidden_layers": 3, "intermed
         (DeepseekV3Config(**SMALL, num_attention_heads=4, num_key_value_heads=4, n_routed_experts=8), "latent"),
         (MambaConfig(vocab_size=503, hidden_size=64, num_hidden_layers=3), "number of attention heads"),
         (Qwen3NextConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2), "linear_attention"),
-        (Lfm2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2), "conv"),
+        (
+            Lfm2Config(
+                **SMALL, layer_types=["conv", "full_attention", "conv"], num_attention_heads=4, num_key_value_heads=2
+            ),
+            "conv",
+        ),
     ],
     ids=["deepseek_v3", "mamba", "qwen3_next", "lfm2"],
 )

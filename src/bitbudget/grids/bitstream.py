@@ -26,10 +26,10 @@ def pack(codes: UInt8[Tensor, "rows count"], bits: int) -> Int32[Tensor, "rows w
     for place in range(8):
         stream |= padded[:, :, place].to(torch.int64) << (place * bits)
     octets = stream.view(torch.uint8).view(rows, eights, 8)[:, :, :bits].flatten(1)
-    words = codes.new_zeros(rows, packed_words(count, bits) * 4)
-    used = min(octets.shape[1], words.shape[1])
-    words[:, :used] = octets[:, :used]
-    return words.view(torch.int32)
+    words = torch.zeros(rows, packed_words(count, bits), dtype=torch.int32, device=codes.device)
+    used = min(octets.shape[1], words.shape[1] * 4)
+    words.view(torch.uint8)[:, :used] = octets[:, :used]
+    return words
 
 
 def unpack(words: Int32[Tensor, "rows words"], bits: int, count: int) -> UInt8[Tensor, "rows {count}"]:

@@ -56,8 +56,9 @@ class Grid:
     @property
     def zeros(self) -> Codec | None:
         """Codec of the zeros; None where the grid fixes them."""
-        default: Codec | None = {"int": PackedInt(self.bits), "real": FP16}.get(self.zero)
-        return default and (self.zero_codec or default)
+        if self.zero not in ("int", "real"):
+            return None
+        return self.zero_codec or (PackedInt(self.bits) if self.zero == "int" else FP16)
 
     def group_length(self, shape: tuple[int, int]) -> int:
         return self.group or shape[self.grouped_dimension]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bitbudget.checkpoint.native import NativeConfig
 from bitbudget.errors import InputError
 from bitbudget.integrations.transformers import BitbudgetQuantizer, is_registered, register
-from bitbudget.kernels import QuantModule
+from bitbudget.kernels.linear import QuantModule
 from bitbudget.models.folder import local_folder, read_config
 
 
@@ -34,13 +34,18 @@ def load(
     stored = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
     if stored is None:
         raise InputError(
-            f"{folder} is not quantized: its config.json has no quantization_config. Load it with transformers, or make a "
-            f"bitbudget checkpoint of it: bitbudget quantize {folder} --choice int4:g128 -o OUTPUT."
+            f"{folder} is not quantized: its config.json has no quantization_config. Load it with transformers, or "
+            f"make a bitbudget checkpoint of it: bitbudget quantize {folder} --choice int4:g128 -o OUTPUT."
         )
     NativeConfig.from_dict(stored)
     register()
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+        folder,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **options,
     )
     _check_loaded(folder, model, info)
     return model
@@ -50,12 +55,12 @@ def _check_loaded(folder: Path, model: PreTrainedModel, info: dict[str, Any]) ->
     is_ours = isinstance(getattr(model, "hf_quantizer", None), BitbudgetQuantizer)
     if not is_registered() or not is_ours or not any(isinstance(module, QuantModule) for module in model.modules()):
         raise InputError(
-            f"transformers loaded {folder} without its quantized weights, so the model is unusable: the registration of "
-            "bitbudget was removed in this process, or the model's own code loads weights its own way."
+            f"transformers loaded {folder} without its quantized weights, so the model is unusable: the registration "
+            "of bitbudget was removed in this process, or the model's own code loads weights its own way."
         )
     lost = sorted(str(entry) for kind in ("missing_keys", "mismatched_keys") for entry in info.get(kind) or ())
     if lost:
         raise InputError(
-            f"{folder} lacks {len(lost)} parameters of the model, first {lost[0]}, and transformers would run with random "
-            "ones. A shard is missing or damaged; download or quantize the model again."
+            f"{folder} lacks {len(lost)} parameters of the model, first {lost[0]}, and transformers would run with "
+            "random ones. A shard is missing or damaged; download or quantize the model again."
         )

@@ -2,8 +2,8 @@
 
 transformers discovers no plug-ins: a quantization method exists once somebody has called its `register_…` functions. So
 `import bitbudget` must do that, but must not import transformers, which takes seconds while `bitbudget --help` has half
-a second. Where transformers' registry is there already, we register at once; otherwise a finder waits in `sys.meta_path`,
-lets the registry be imported by whoever finds it, registers after it has run and removes itself
+a second. Where transformers' registry is there already, we register at once; otherwise a finder waits in
+`sys.meta_path`, lets the registry be imported by whoever finds it, registers after it has run and removes itself
 (https://docs.python.org/3/reference/import.html#the-meta-path).
 """
 
@@ -28,9 +28,7 @@ def register_when_imported() -> None:
 class AfterImport:
     """A finder that finds nothing by itself: it asks the others and adds a step to the loader they give."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """The others' spec of the registry; None for every other module."""
         if name != REGISTRY:
             return None
@@ -39,9 +37,7 @@ class AfterImport:
             self._add_step(spec.loader)
         return spec
 
-    def _found_by_others(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
+    def _found_by_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in list(sys.meta_path):
             find = None if finder is self else getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find else None
@@ -58,7 +54,7 @@ class AfterImport:
             execute(module)
             # Only now: a spec may be asked for without an import, and an import that failed may be tried again.
             with suppress(ValueError):
-                sys.meta_path.remove(self)  # type: ignore[arg-type]  # a finder needs no base class
+                sys.meta_path.remove(self)
             _register()
 
         # On the instance, so that the loader stays what it is to everybody else. One that takes no attributes is left
@@ -72,7 +68,7 @@ def _register() -> None:
         from bitbudget.integrations.transformers import register
 
         register()
-    # Whatever goes wrong here must not break somebody's `import transformers`; loading one of our checkpoints then fails
-    # with its own error.
+    # Whatever goes wrong here must not break somebody's `import transformers`; loading one of our checkpoints then
+    # fails with its own error.
     except Exception as error:
         warnings.warn(f"bitbudget could not register with transformers: {error!r}", RuntimeWarning, stacklevel=2)

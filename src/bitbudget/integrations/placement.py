@@ -18,8 +18,7 @@ from bitbudget.checkpoint.native import NativeConfig
 from bitbudget.errors import InputError
 from bitbudget.integrations.replacement import replacement, shape_of
 from bitbudget.integrations.ties import Tie, release, tie_heads, ties_of
-from bitbudget.kernels import QuantModule
-from bitbudget.kernels.linear import StoredTensors
+from bitbudget.kernels.linear import QuantModule, StoredTensors
 from bitbudget.models.names import Renamer
 from bitbudget.storage import NATIVE, Choice
 
@@ -37,7 +36,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Placement:
-    """All slots of a model. `renamings`: stored tensors that need a name of their own (after transformers' renaming)."""
+    """All slots of a model. `renamings`: stored tensors that need a name of their own (after transformers' "
+    "renaming)."""
 
     slots: tuple[Slot, ...]
     renamings: dict[str, str]
@@ -76,8 +76,8 @@ def place(model: PreTrainedModel, config: NativeConfig, files: Sequence[str] | N
     model: as its class builds it, on the meta device; changed. files: its safetensors files.
 
     Raises:
-        InputError: naming the layer: it has no place in the model, its tensors are missing or of another dtype or shape, or
-            its module computes what a stored weight cannot. Or nothing is stored at all.
+        InputError: naming the layer: it has no place in the model, its tensors are missing or of another dtype or
+        shape, or     its module computes what a stored weight cannot. Or nothing is stored at all.
     """
     tensors = _headers(files)
     renamer = Renamer(model)
@@ -97,8 +97,8 @@ def place(model: PreTrainedModel, config: NativeConfig, files: Sequence[str] | N
 def _headers(files: Sequence[str] | None) -> dict[str, TensorInfo]:
     if not files:
         raise InputError(
-            "A bitbudget checkpoint is loaded from its safetensors files, and from_pretrained was called without any (with a "
-            "state_dict?). Give it the checkpoint's folder."
+            "A bitbudget checkpoint is loaded from its safetensors files, and from_pretrained was called without any "
+            "(with a state_dict?). Give it the checkpoint's folder."
         )
     other = [file for file in files if not str(file).endswith(".safetensors")]
     if other:
@@ -120,9 +120,9 @@ def _slots(model: PreTrainedModel, config: NativeConfig, renamer: Renamer) -> tu
     allowed = 0 if model.get_output_embeddings() is not None else 1
     if len(absent) > allowed:
         raise InputError(
-            f"The quantized layer {absent[0]} of this checkpoint has no place in the model class {type(model).__name__} of "
-            f"transformers ({len(absent)} of {len(config.layers)} layers have none). config.json does not fit the weights, or "
-            "another version of transformers names its modules differently."
+            f"The quantized layer {absent[0]} of this checkpoint has no place in the model class "
+            f"{type(model).__name__} of transformers ({len(absent)} of {len(config.layers)} layers have none). "
+            "config.json does not fit the weights, or another version of transformers names its modules differently."
         )
     if not slots:
         raise InputError("config.json says quant_method bitbudget, but names no quantized layer; it is damaged.")
@@ -151,14 +151,15 @@ def _swap(model: PreTrainedModel, slot: Slot) -> None:
     shape = shape_of(old)
     if shape is None:
         raise InputError(
-            f"The quantized layer {slot.layer} is a {type(old).__name__} in the model class {type(model).__name__}, neither a "
-            "linear nor an embedding, so its weight cannot be stored in codes. config.json does not fit the weights."
+            f"The quantized layer {slot.layer} is a {type(old).__name__} in the model class {type(model).__name__}, "
+            "neither a linear nor an embedding, so its weight cannot be stored in codes. config.json does not fit the "
+            "weights."
         )
     misfit = slot.choice.misfit(shape)
     if misfit:
         raise InputError(
-            f"The layer {slot.layer} {list(shape)} cannot be stored as {slot.choice}: {misfit}. config.json does not fit the "
-            "weights, or is damaged."
+            f"The layer {slot.layer} {list(shape)} cannot be stored as {slot.choice}: {misfit}. config.json does not "
+            "fit the weights, or is damaged."
         )
     parent, _, leaf = slot.path.rpartition(".")
     try:
@@ -185,19 +186,18 @@ def _check_files(model: PreTrainedModel, slots: Sequence[Slot], tensors: Mapping
     return renamings
 
 
-def _check_tensor(
-    slot: Slot, name: str, dtype: torch.dtype, shape: tuple[int, ...], info: TensorInfo | None
-) -> None:
+def _check_tensor(slot: Slot, name: str, dtype: torch.dtype, shape: tuple[int, ...], info: TensorInfo | None) -> None:
     if info is None:
         raise InputError(
-            f"The layer {slot.layer} is stored as {slot.choice}, but its tensor {slot.layer}.{name} is in none of the files. A "
-            "shard is missing, or config.json belongs to other weights."
+            f"The layer {slot.layer} is stored as {slot.choice}, but its tensor {slot.layer}.{name} is in none of the "
+            "files. A shard is missing, or config.json belongs to other weights."
         )
     # The guard has the dtype that the model was saved in.
     if info.shape != shape or (info.dtype != dtype and name != GUARD):
         raise InputError(
-            f"{info.file}: the tensor {info.name} of the layer {slot.layer} is {info.dtype} {list(info.shape)}; stored as "
-            f"{slot.choice} it has to be {dtype} {list(shape)}. config.json belongs to other weights, or one of them is damaged."
+            f"{info.file}: the tensor {info.name} of the layer {slot.layer} is {info.dtype} {list(info.shape)}; stored "
+            f"as {slot.choice} it has to be {dtype} {list(shape)}. config.json belongs to other weights, or one of "
+            "them is damaged."
         )
 
 
@@ -209,8 +209,8 @@ def _refuse_strangers(model: PreTrainedModel, slots: Sequence[Slot], tensors: Ma
             layer, rest = name[:end], name[end + 1 :]
             if layer in known and rest not in known[layer] and rest != "bias":
                 raise InputError(
-                    f"{info.file} holds {name}, which is no tensor of a layer stored as config.json says. The two do not "
-                    "belong together."
+                    f"{info.file} holds {name}, which is no tensor of a layer stored as config.json says. The two do "
+                    "not belong together."
                 )
 
 

@@ -1,7 +1,7 @@
 """The module that takes the place of a linear or an embedding, once it is known to compute the same.
 
-Model classes subclass `nn.Linear` and `nn.Embedding`: some only rename, some scale (Gemma), some compute something else. A
-subclass with a forward of its own is run on a tiny table, and refused unless the result is what ours will give.
+Model classes subclass `nn.Linear` and `nn.Embedding`: some only rename, some scale (Gemma), some compute something
+else. A subclass with a forward of its own is run on a tiny table, and refused unless the result is what ours will give.
 """
 
 import copy
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bitbudget.errors import InputError
-from bitbudget.kernels import QuantEmbedding, QuantLinear, QuantModule
+from bitbudget.kernels.linear import QuantEmbedding, QuantLinear, QuantModule
 from bitbudget.storage import Choice, Shape
 
 
@@ -29,7 +29,7 @@ def replacement(module: nn.Module, choice: Choice, shape: Shape) -> QuantModule:
 
     Raises InputError if the old one computes something that the new one would not.
     """
-    weight = module.weight
+    weight = module.get_parameter("weight")
     if isinstance(module, nn.Embedding):
         return QuantEmbedding(choice, shape, module.padding_idx, multiplier(module), weight.dtype, weight.device)
     _refuse_other_linears(module)
@@ -52,8 +52,9 @@ def multiplier(module: nn.Embedding) -> float | Tensor:
     probe = _with_values(module, {"weight": table}, buffers)
     if scale is None or not _gives(lambda: probe(ids), table[ids] * scale):
         raise InputError(
-            f"The embedding of this model is a {type(module).__name__}, which does more than look rows up and scale them, so "
-            "it cannot be run from a quantized table. Quantize the model again with the embedding kept in 16 bits."
+            f"The embedding of this model is a {type(module).__name__}, which does more than look rows up and scale "
+            "them, so it cannot be run from a quantized table. Quantize the model again with the embedding kept in 16 "
+            "bits."
         )
     return scale
 
@@ -67,8 +68,8 @@ def _refuse_other_linears(module: nn.Module) -> None:
     probe = _with_values(module, {"weight": weight, "bias": bias}, {})
     if not _gives(lambda: probe(x), nn.functional.linear(x, weight, bias)):
         raise InputError(
-            f"This model has linears of the class {type(module).__name__}, which compute something else than x Wᵀ + b, so they "
-            "cannot be replaced. Quantize the model again with these layers kept in 16 bits."
+            f"This model has linears of the class {type(module).__name__}, which compute something else than x Wᵀ + b, "
+            "so they cannot be replaced. Quantize the model again with these layers kept in 16 bits."
         )
 
 

@@ -1,8 +1,8 @@
 """Weights that transformers shares between two modules, and how a stored weight is shared.
 
-transformers ties parameters: it sets `head.weight = embedding.weight`. A stored weight has no such parameter, so its ties are
-taken out of the lists that transformers works through, and the head becomes a module that uses the embedding's tensors.
-`config.tie_word_embeddings` stays as it is: it says so of the saved file too.
+transformers ties parameters: it sets `head.weight = embedding.weight`. A stored weight has no such parameter, so its
+ties are taken out of the lists that transformers works through, and the head becomes a module that uses the embedding's
+tensors. `config.tie_word_embeddings` stays as it is: it says so of the saved file too.
 """
 
 from collections.abc import Set
@@ -50,9 +50,7 @@ def release(model: PreTrainedModel, ties: tuple[Tie, ...], stored: Set[str]) -> 
         own = module.get_expanded_tied_weights_keys(all_submodels=False)
         if any(start + target in gone for target in own):
             # On this one object: the class keeps its list.
-            module._tied_weights_keys = {
-                target: source for target, source in own.items() if start + target not in gone
-            }
+            module._tied_weights_keys = {target: source for target, source in own.items() if start + target not in gone}
     model.all_tied_weights_keys = {
         target: source for target, source in model.all_tied_weights_keys.items() if target not in gone
     }
@@ -65,8 +63,8 @@ def tie_heads(model: PreTrainedModel, ties: list[Tie]) -> None:
         if not isinstance(head, nn.Linear) or not isinstance(embedding, QuantEmbedding):
             raise InputError(
                 f"{tie.head} ({type(head).__name__}) shares the quantized weight of {tie.embedding} "
-                f"({type(embedding).__name__}). Only a linear head can use the weight of a quantized embedding; quantize the "
-                "model again with that layer kept in 16 bits."
+                f"({type(embedding).__name__}). Only a linear head can use the weight of a quantized embedding; "
+                "quantize the model again with that layer kept in 16 bits."
             )
         parent, _, leaf = tie.head.rpartition(".")
         setattr(model.get_submodule(parent), leaf, TiedLinear(embedding, head.bias))

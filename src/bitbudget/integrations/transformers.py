@@ -1,8 +1,8 @@
 """The quantization method "bitbudget" of transformers: its config class and its quantizer.
 
-`AutoModelForCausalLM.from_pretrained` finds both by `quant_method` of config.json, once `register` has run. This module is
-imported while transformers itself is still being imported (`on_import.py`), so nothing here may ask for its models at
-the top.
+`AutoModelForCausalLM.from_pretrained` finds both by `quant_method` of config.json, once `register` has run. This module
+is imported while transformers itself is still being imported (`on_import.py`), so nothing here may ask for its models
+at the top.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -108,8 +108,8 @@ def register() -> None:
     if not is_registered():
         raise InputError(
             f"In transformers the quantization method {QUANT_METHOD!r} is taken by "
-            f"{AUTO_QUANTIZER_MAPPING[QUANT_METHOD]!r}, so bitbudget's checkpoints cannot be loaded in this process. Remove "
-            "the package that registers that name."
+            f"{AUTO_QUANTIZER_MAPPING[QUANT_METHOD]!r}, so bitbudget's checkpoints cannot be loaded in this process. "
+            "Remove the package that registers that name."
         )
 
 

@@ -88,7 +88,7 @@ class QuantLinear(QuantModule):
 
     @classmethod
     def from_stored(cls, weight: StoredWeight) -> "QuantLinear":
-        module = cls(weight.choice, weight.shape, bias=weight.bias is not None)
+        module = cls(weight.choice, weight.shape, bias=weight.bias is not None, device=weight.device)
         module.fill(weight)
         if weight.bias is not None:
             module.bias = nn.Parameter(weight.bias, requires_grad=False)
@@ -122,8 +122,8 @@ class TiedLinear(nn.Module):
 class QuantEmbedding(QuantModule):
     """Row lookup in a stored weight [vocabulary, in].
 
-    `multiplier` is what the replaced module multiplies its rows with. A tensor is rounded to the rows' dtype first, as Gemma
-    does with √hidden; a number is not.
+    `multiplier` is what the replaced module multiplies its rows with. A tensor is rounded to the rows' dtype first, as
+    Gemma does with √hidden; a number is not.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class QuantEmbedding(QuantModule):
 
     @classmethod
     def from_stored(cls, weight: StoredWeight, multiplier: float | Tensor = 1.0) -> "QuantEmbedding":
-        module = cls(weight.choice, weight.shape, multiplier=multiplier)
+        module = cls(weight.choice, weight.shape, multiplier=multiplier, device=weight.device)
         module.fill(weight)
         return module
 

@@ -31,8 +31,14 @@ def linear(x: Inputs, weight: StoredWeight) -> Outputs:
 
 
 def lookup(ids: Integer[Tensor, "*batch"], weight: StoredWeight) -> Float[Tensor, "*batch in"]:
-    """Rows of an embedding [vocabulary, in], fp32; each row that occurs is decoded once."""
+    """Rows of an embedding [vocabulary, in], fp32; each row that occurs is decoded once.
+
+    Raises:
+        IndexError: an id outside the vocabulary, which a part of some rows would silently answer with zeros.
+    """
     unique, place = torch.unique(ids, return_inverse=True)
+    if unique.numel() and not 0 <= int(unique[0]) <= int(unique[-1]) < weight.shape[0]:
+        raise IndexError(f"ids from {int(unique[0])} to {int(unique[-1])} in a vocabulary of {weight.shape[0]}")
     return weight.dequantize(unique.to(torch.int64))[place]
 
 

@@ -199,7 +199,8 @@ def _passthrough(
     recipe = parameters.recipe_of[name]
     module_path, _, leaf = recipe.first_target.rpartition(".")
     expert = _expert_reason(module_path, experts)
-    if expert:
+    # Where experts hang in the block itself, its norms are their neighbours too.
+    if expert and not _is_norm(model.get_submodule(module_path)):
         return Passthrough(name, expert)
     if recipe.converter is not None:
         return Passthrough(name, "transformers converts it while loading, so it is no matrix of the model as it stands")
@@ -215,7 +216,7 @@ def _reason(model: PreTrainedModel, places: Places, module_path: str, leaf: str)
         return "bias"
     if leaf in module._buffers:
         return "buffer of the model, not a weight"
-    if "norm" in type(module).__name__.lower():
+    if _is_norm(module):
         return "norm gain"
     if isinstance(module, nn.Embedding):
         return _embedding_reason(model, module)
@@ -229,6 +230,10 @@ def _embedding_reason(model: PreTrainedModel, module: nn.Embedding) -> str:
     if positions is not None and 0 <= module.num_embeddings - positions <= POSITION_SLACK:
         return "position embedding"
     return "embedding table beside the input embedding"
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
 
 
 def _inside(path: str, outer: str) -> bool:

@@ -17,8 +17,8 @@ def stage_seconds(work: Workload, speeds: Speeds) -> dict[str, float]:
     return {
         "quantize": _quantize(work, speeds),
         "check": _check(work, speeds, again),
-        "original model": work.source_bytes / again + sum(work.block_weights) / speeds.load_weights + heads + running,
-        "stored model": work.plan.weights_bytes / again + _decoding(work, speeds) + heads + running,
+        "original model": work.source_bytes / again + sum(work.block_weights) / speeds.load_weights + running,
+        "stored model": work.plan.weights_bytes / again + _decoding(work, speeds) + running,
         "compare": 2 * heads + _comparing(work, speeds),
     }
 

@@ -144,15 +144,13 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
     key-value cache, by default the model's longest, at most 8,192. kv_dtype: fp16, bf16, fp32, fp8 or int8. probe:
     measure this machine for about three seconds; without it stages have no seconds.
 
-    Raises:
-        InputError: the model, a choice, the context or a dtype cannot be used.
-        OutputError: the probe finds no folder in which it can write.
+    Raises InputError for a model, choice, context or dtype that cannot be used, OutputError if the probe cannot write.
     """
     where = resolve_device(device)
     source = SourceModel.open(resolve_model(str(model)), trust_remote_code=trust_remote_code)
     cache = kv_cache(source, context, kv_dtype)
     plans = {text: _plan(source, text, embedding, head) for text in choices}
-    named = STAGES_CHOICE if STAGES_CHOICE in plans or not plans else next(iter(plans))
+    named = next(iter(plans), STAGES_CHOICE) if STAGES_CHOICE not in plans else STAGES_CHOICE
     plan = plans.get(named) or _plan(source, named, embedding, head)
     stages, speeds = _stages(Workload(source, plan, where, compute_dtype(where, source.config)), probe)
     return Forecast(

@@ -91,20 +91,17 @@ def _check(work: Workload) -> int:
 
 
 def _original(work: Workload) -> Peak:
-    """First the head is loaded once, to learn how the model hangs together; then block after block."""
-    read = max((info.nbytes for info, _ in work.tensors() if _converted(work, info.dtype)), default=0)
-    in_block = [planned.layer for planned in work.plan.layers if planned.layer.kind == "linear"]
-    of_block = max((math.prod(e.shape) * e.dtype.itemsize for e in in_block if _converted(work, e.dtype)), default=0)
-    started, running = _outside(work), _block(work) + work.states_bytes
-    return _larger(_split(work, started, min(read, _largest_outside(work))), _split(work, running, of_block))
+    """A block, what of it is just being read, and the hidden states."""
+    layers = [planned.layer for block in work.blocks for planned in block]
+    read = max((math.prod(e.shape) * e.dtype.itemsize for e in layers if _converted(work, e.dtype)), default=0)
+    return _split(work, _block(work) + work.states_bytes, read)
 
 
 def _stored(work: Workload) -> Peak:
     """As the original, whose hidden states wait meanwhile; decoding takes a tile and the codes."""
     stored = [planned for block in work.blocks for planned in block if not planned.choice.kept]
     decoding = max((planned.nbytes + _decoding(work, planned) for planned in stored), default=0)
-    started, running = _outside(work) + work.states_bytes, _block(work) + 2 * work.states_bytes
-    return _larger(_split(work, started, _largest_outside(work)), _split(work, running, decoding))
+    return _split(work, _block(work) + 2 * work.states_bytes, decoding)
 
 
 def _decoding(work: Workload, planned: PlannedLayer) -> int:
@@ -114,7 +111,7 @@ def _decoding(work: Workload, planned: PlannedLayer) -> int:
 
 def _compare(work: Workload) -> Peak:
     both = 2 * (_outside(work) + work.states_bytes)
-    loading = _split(work, both + work.logits_bytes, _largest_outside(work))
+    loading = _split(work, both + work.logits_bytes, _head_as_read(work))
     return _larger(loading, _split(work, both + 2 * work.logits_bytes + COMPARED_CHUNKS * CHUNK_BYTES, 0))
 
 
@@ -129,8 +126,8 @@ def _outside(work: Workload) -> int:
     return sum(work.outside) * work.dtype.itemsize
 
 
-def _largest_outside(work: Workload) -> int:
-    """The head as it is read, beside its copy in the compute dtype."""
+def _head_as_read(work: Workload) -> int:
+    """The head in the file's dtype, for as long as it is turned into the compute dtype."""
     head = next((e.layer for e in reversed(work.plan.layers) if e.layer.kind in ("head", "tied")), None)
     if head is None or not _converted(work, head.dtype):
         return 0

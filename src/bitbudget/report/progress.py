@@ -20,7 +20,7 @@ class _TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         seconds = task.time_remaining
-        return Text("" if seconds is None or task.finished else f"{duration(seconds)} left", style="cyan")
+        return Text("" if seconds is None or task.finished else f"{duration(float(seconds))} left", style="cyan")
 
 
 class StageBar:
@@ -93,7 +93,7 @@ class StageBar:
         with self._lock:
             if self._bar is not None or not self._stage:
                 return
-            columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
             self._bar = Progress(*columns, _TimeLeft(), console=self._console, transient=True)
             self._task = self._bar.add_task(self._stage, total=self._total or None)
             self._bar.update(self._task, completed=self._done)

@@ -12,6 +12,7 @@
 Full grammar: `docs/format.md`; the parser is `storage/grammar.py`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -147,6 +148,8 @@ class Choice:
                 return f"{part} gets none of {shape[0]} rows"
             if not part.grid.divides((rows, shape[1])):
                 return f"{length} {along} are not divisible by the group size {part.grid.group}"
+        if self.outliers and self.outliers.count.of(math.prod(shape)) >= 2**31:
+            return "more than 2**31 - 1 outliers, which 32-bit row pointers cannot count"
         group = self.activation and self.activation.group
         if group and shape[1] % group:
             return f"{shape[1]} columns are not divisible by the activation group size {group}"

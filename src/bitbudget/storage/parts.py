@@ -15,6 +15,9 @@ from bitbudget.grids import GroupParameters, unpack
 from bitbudget.storage.choice import Dense, Outliers, Shape
 from bitbudget.storage.tensors import index_dtype
 
+# Decoding takes several temporaries of a tile's size; a few rows at a time they stay small, and in the cache.
+DECODED_AT_ONCE = 2**18
+
 Rows = Int64[Tensor, " n"]
 Tile = Float[Tensor, "n in"]
 
@@ -81,13 +84,16 @@ class DensePart:
         return self.format.grid.decode(codes, self.parameters(rows))
 
     def add_to(self, tile: Tile, rows: Rows) -> None:
+        step = max(1, DECODED_AT_ONCE // self.shape[1])
         if "rows" not in self.stored:
-            tile += self.decode(rows)
+            for start in range(0, len(rows), step):
+                tile[start : start + step] += self.decode(rows[start : start + step])
             return
         index = self.stored["rows"].to(torch.int64)
         own = torch.searchsorted(index, rows).clamp(max=index.numel() - 1)
         mine = (index[own] == rows).nonzero().squeeze(1)
-        tile.index_add_(0, mine, self.decode(own[mine]))
+        for part in mine.split(step):
+            tile.index_add_(0, part, self.decode(own[part]))
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,18 @@ class StoredWeight:
         return {"weight": torch.empty(0, dtype=torch.bfloat16)} | named
 
     @property
+    def device(self) -> torch.device:
+        return next(iter(self.parts[0].tensors().values())).device
+
+    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def dequantize(self, rows: Int64[Tensor, " n"] | slice | None = None) -> Float[Tensor, "n in"]:
         """Σ parts in fp32 for some rows (default all), before the maps."""
-        device = next(iter(self.parts[0].tensors().values())).device
-        chosen = rows if isinstance(rows, Tensor) else torch.arange(self.shape[0], device=device)[rows or slice(None)]
-        tile = torch.zeros(len(chosen), self.shape[1], device=device)
+        every = torch.arange(self.shape[0], device=self.device)
+        chosen = rows if isinstance(rows, Tensor) else every[rows or slice(None)]
+        tile = torch.zeros(len(chosen), self.shape[1], device=self.device)
         for part in self.parts:
             part.add_to(tile, chosen)
         return tile
