@@ -1,4 +1,4 @@
-"""Codecs: what is rounded can be stored, what is stored is decoded to the same numbers, and the layout tells its bytes."""
+"""Codecs: what is rounded can be stored, is decoded to the same numbers, and takes the bytes of its layout."""
 
 import math
 

@@ -137,8 +137,8 @@ def test_zero_groups_and_single_columns(zero: str, axis: Axis) -> None:
     for shape in ((8, 1), (1, 8), (1, 1), (4, 4)):
         grid = Grid(16, zero=zero, axis=axis)  # type: ignore[arg-type]
         nothing = rounded(grid, torch.zeros(shape))
-        # Half-way grids have no zero: a group of zeros becomes the smallest value at a scale of 1.
-        assert bool((nothing.abs() <= (0.5 if zero == "half" else 0)).all())
+        # Half-way grids have no zero: a group of zeros becomes half of the smallest scale.
+        assert bool((nothing.abs() <= (2.0**-25 if zero == "half" else 0)).all())
         weights = gaussian(*shape)
         assert rounded(grid, weights).shape == shape
 
@@ -168,6 +168,16 @@ def test_a_scale_that_would_vanish_becomes_the_smallest() -> None:
     grid = Grid(16, zero="none")
     table = grid.stored(GroupParameters(torch.tensor([[1e-12]]), None))
     assert float(table.scale) == 2.0**-24
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_a_group_of_zeros_does_not_spoil_the_scales_of_its_tile(offset: bool) -> None:
+    grid = Grid(16, group=4, scale=Bilevel(6, (4, 4), offset))
+    weights = 0.01 * gaussian(4, 16)
+    alone = (rounded(grid, weights) - weights)[1:].square().sum()
+    weights[0] = 0
+    assert (rounded(grid, weights) - weights).square().sum() < 1.5 * alone
+    assert bool((rounded(grid, weights)[0] == 0).all())
 
 
 def test_only_kept_weights_count_for_the_range() -> None:

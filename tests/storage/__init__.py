@@ -1,0 +1,1 @@
+"""A package, so that other tests can import the strategies."""
