@@ -15,9 +15,10 @@ COMMANDS = get_command(app).commands
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_described(command: str) -> None:
     assert f"\n## {command}\n" in PAGE
-    options = [parameter.opts[-1] for parameter in COMMANDS[command].params if parameter.opts[-1].startswith("--")]
-    assert options
-    assert [option for option in options if option not in PAGE] == []
+    options = [[*parameter.opts, *parameter.secondary_opts] for parameter in COMMANDS[command].params]
+    named = [names for names in options if names[0].startswith("-")]
+    assert named
+    assert [names for names in named if not any(name in PAGE for name in names if name.startswith("--"))] == []
 
 
 @pytest.mark.parametrize("code", EXIT_CODES)

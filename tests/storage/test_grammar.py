@@ -27,7 +27,6 @@ def test_another_spelling_is_the_same_choice(choice: Choice) -> None:
     "text, canonical",
     [
         ("int4:out:g128", "int4:g128:out"),
-        ("int04:g128", "int4:g128"),
         ("int4:zeros=u4", "int4"),
         ("int4:scale=fp16", "int4"),
         ("int8:zeros=u8", "int8"),
@@ -53,6 +52,7 @@ BAD = [
     ("INT4", 0, "'int' and a width"),
     ("int", 3, "a width of 2, 3, 4, 5, 6, 8"),
     ("int7:g128", 3, "a width of"),
+    ("int04", 3, "a width of"),
     ("int٤", 3, "a width of"),
     ("int" + "9" * 5000, 3, "a width of"),
     ("int4 ", 4, "the end"),

@@ -40,6 +40,7 @@ def test_round_trip() -> None:
         ({"layers": {"a": True}}, "layer a the choice True"),
         ({"choices": ["int4:g8", "int4:planes"]}, "at character 6"),
         ({"choices": ["int4:g8", 3]}, "at character 1"),
+        ({"choices": ["int4:g8", "fp16"]}, "lists layer b as fp16"),
     ],
 )
 def test_refusals(change: dict[str, Any], message: str) -> None:

@@ -52,6 +52,14 @@ def test_refusals_name_the_tensor(name: str) -> None:
         StoredWeight.from_tensors(MIX, SHAPE, tensors | {f"{name}.more": tensors[name]})
 
 
+@pytest.mark.parametrize("text", ["bf16", "int4:g5", "int8*1%|int4"])
+def test_a_choice_that_does_not_fit_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="can be stored as"):
+        StoredWeight.from_tensors(Choice.parse(text), SHAPE, {})
+    with pytest.raises(InputError, match="cannot be rounded to"):
+        nearest(gaussian(), Choice.parse(text))
+
+
 @pytest.mark.parametrize("values", ["fp16", "bf16", "fp32"])
 def test_outliers_of_all_weights_are_the_rounded_residual(values: str) -> None:
     weights = gaussian()

@@ -48,7 +48,7 @@ class NativeConfig:
                 f"quantization_config is of quant_method {stored.get('quant_method')!r}, not {QUANT_METHOD!r}."
             )
         version = stored.get("format_version")
-        if not isinstance(version, int) or version < 1:
+        if type(version) is not int or version < 1:  # true and false are no versions
             raise InputError(f"quantization_config has no valid format_version (found {version!r}).")
         if version > FORMAT_VERSION:
             raise InputError(
@@ -60,9 +60,14 @@ class NativeConfig:
             raise InputError("quantization_config lacks its lists `choices` and `layers`; config.json is damaged.")
         choices = [Choice.parse(str(text)) for text in texts]
         for name, index in layers.items():
-            if not isinstance(index, int) or not 0 <= index < len(choices):
+            if type(index) is not int or not 0 <= index < len(choices):
                 raise InputError(
                     f"quantization_config gives layer {name} the choice {index!r} of {len(choices)} choices."
+                )
+            if choices[index].kept:
+                raise InputError(
+                    f"quantization_config lists layer {name} as {choices[index]}; layers that keep their floats are not "
+                    "listed. config.json is damaged."
                 )
         return cls({name: choices[index] for name, index in layers.items()})
 

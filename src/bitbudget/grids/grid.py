@@ -82,14 +82,15 @@ class Grid:
         return rows // self.group_length(shape) if self.axis == "out" else rows
 
     def fit(self, weights: Matrix, keep: Tensor | None = None) -> GroupParameters:
-        """Min-max parameters, fp32, of a tile of rows that contains whole groups; only weights where `keep` count."""
+        """Min-max parameters, fp32, of a tile of rows that contains whole groups; only weights where `keep` count.
+
+        A group of zeros gets the scale 0, for which `stored` finds a number.
+        """
         low, high = self._range(weights if keep is None else weights.masked_fill(~keep, 0.0))
         if self.zeros is None:
-            scale = torch.maximum(-low, high) / ((self.levels - 1) / 2)
-            return GroupParameters(torch.where(scale > 0, scale, 1.0), None)
+            return GroupParameters(torch.maximum(-low, high) / ((self.levels - 1) / 2), None)
         scale = (high - low) / (self.levels - 1)
-        scale = torch.where(scale > 0, scale, 1.0)  # a group of zeros is decoded exactly by any scale
-        return GroupParameters(scale, -low / scale)
+        return GroupParameters(scale, -low / torch.where(scale > 0, scale, 1.0))
 
     def _range(self, weights: Matrix) -> tuple[Tensor, Tensor]:
         length = self.group or weights.shape[self.grouped_dimension]
@@ -99,13 +100,18 @@ class Grid:
 
     def stored(self, fitted: GroupParameters) -> GroupParameters:
         """The parameters as their codecs give them back. Codes have to be chosen against these."""
-        scale = self.scale.round(fitted.scale)
-        if isinstance(self.scale, Float):
-            scale = torch.where(scale == 0, self.scale.smallest, scale)  # 0 would lose the group
+        scale = self.scale.round(self._without_zeros(fitted.scale))
         if self.zeros is None or fitted.zero is None:
             return GroupParameters(scale, None)
         low = -fitted.zero * fitted.scale  # the zero follows the scale that is stored
         return GroupParameters(scale, self.zeros.round(-low / scale))
+
+    def _without_zeros(self, scale: Tensor) -> Tensor:
+        """Scales with a number wherever 0 would lose the group, small so that no other group is rounded to it."""
+        if isinstance(self.scale, Float):
+            return torch.where(self.scale.round(scale) > 0, scale, self.scale.smallest)
+        positive = scale[scale > 0]
+        return torch.where(scale > 0, scale, positive.amin() if positive.numel() else 1.0)
 
     def encode(self, weights: Matrix, parameters: GroupParameters) -> UInt8[Tensor, "rows in"]:
         """Nearest codes, ties to even; `parameters` hold the table row of every row (see `table_rows`)."""

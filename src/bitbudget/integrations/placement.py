@@ -36,15 +36,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Placement:
-    """All slots of a model. `renamings`: stored tensors that need a name of their own (after transformers' "
-    "renaming)."""
+    """All slots of a model. `renamings`: for stored tensors that transformers' own do not bring to their slot."""
 
     slots: tuple[Slot, ...]
     renamings: dict[str, str]
 
     def finish(self, model: PreTrainedModel) -> None:
-        """Undo transformers' casts of stored tensors (it keeps whole modules of some models in fp32: a cast up, so
-        nothing is lost), and check that every one of them was filled; InputError names the layers where not.
+        """Check that every stored tensor was filled (InputError names the layers where not), and undo casts of them.
+
+        transformers keeps whole modules of some models in fp32; that is a cast up, so nothing is lost.
         """
         tensors = {slot.layer: _stored_tensors(model.get_submodule(slot.path)) for slot in self.slots}
         flags = {name: all(_is_filled(part, leaf) for part, leaf, _ in found) for name, found in tensors.items()}
@@ -61,7 +61,7 @@ class Placement:
         saved = {}
         for slot in self.slots:
             guard = f"{slot.path}.{GUARD}"
-            written = revert_weight_conversion(model, {guard: model.get_buffer(guard)})
+            written = revert_weight_conversion(model, {guard: torch.empty(0)})  # only the name matters
             saved[slot.layer] = next(iter(written)).removesuffix(f".{GUARD}")
         return saved
 
@@ -76,8 +76,8 @@ def place(model: PreTrainedModel, config: NativeConfig, files: Sequence[str] | N
     model: as its class builds it, on the meta device; changed. files: its safetensors files.
 
     Raises:
-        InputError: naming the layer: it has no place in the model, its tensors are missing or of another dtype or
-        shape, or     its module computes what a stored weight cannot. Or nothing is stored at all.
+        InputError: naming the layer: it has no place in the model, its tensors are missing or do not fit, or its module
+            computes what a stored weight cannot. Or nothing is stored at all.
     """
     tensors = _headers(files)
     renamer = Renamer(model)

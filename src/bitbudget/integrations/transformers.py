@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 class BitbudgetConfig(QuantizationConfigMixin):
     """`quantization_config` of a native checkpoint, with exactly the keys of the file as attributes.
 
-    Raises InputError for a newer format, an unknown choice and a damaged map.
+    Raises InputError for a newer format, an unknown choice and a damaged map: the values come from a file, of any type.
     """
 
     def __init__(
         self,
-        choices: list[str] | None = None,
-        layers: dict[str, int] | None = None,
-        format_version: int = FORMAT_VERSION,
-        quant_method: str = QUANT_METHOD,
+        choices: Any = None,
+        layers: Any = None,
+        format_version: Any = FORMAT_VERSION,
+        quant_method: Any = QUANT_METHOD,
         **others: Any,  # keys that this version gives no meaning
     ) -> None:
         self.quant_method = quant_method
@@ -83,8 +83,8 @@ class BitbudgetQuantizer(HfQuantizer):
         """
         if self.placement is not None:
             renamed = self.placement.names_when_saved(model)
-            layers = self.quantization_config.layers or {}
-            self.quantization_config.layers = {renamed.get(name, name): index for name, index in layers.items()}
+            layers = self.quantization_config.layers.items()
+            self.quantization_config.layers = {renamed.get(name, name): index for name, index in layers}
             self.placement = self.placement.with_names(renamed)
         return None, {}
 

@@ -20,14 +20,17 @@ def linear(x: Inputs, weight: StoredWeight) -> Outputs:
     """
     x = _transformed(x, weight)
     result = x.new_empty(*x.shape[:-1], weight.shape[0])
+    bias = None if weight.bias is None else weight.bias.to(x.dtype)
+    within = bias is not None and not weight.output_map  # added before rounding to x's dtype, as an unquantized linear does
     for rows in weight.tiles():
-        result[..., rows] = torch.nn.functional.linear(x, weight.dequantize(rows).to(x.dtype))
+        tile = weight.dequantize(rows).to(x.dtype)
+        result[..., rows] = torch.nn.functional.linear(x, tile, bias[rows] if bias is not None and within else None)
     if "rows" in weight.output_map:
         order = weight.output_map["rows"].to(torch.int64)
         result = torch.empty_like(result).index_copy_(-1, order, result)
     if "scale" in weight.output_map:
         result = result * weight.output_map["scale"].to(result.dtype)
-    return result if weight.bias is None else result + weight.bias.to(result.dtype)
+    return result if bias is None or within else result + bias
 
 
 def lookup(ids: Integer[Tensor, "*batch"], weight: StoredWeight) -> Float[Tensor, "*batch in"]:

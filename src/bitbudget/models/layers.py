@@ -21,6 +21,7 @@ Kind = Literal["linear", "embedding", "head", "tied"]
 EXPERT_LIST = "experts"  # how transformers calls a list of experts that are modules of their own
 EXPERTS = "mixture-of-experts tensor: experts are not quantized yet"
 ROUTER = "router or gate of a mixture of experts"
+UNUSED = "not used by the model class (another task's head, multi-token prediction, old buffers)"
 POSITION_SLACK = 8  # OPT's table of positions has two rows more than positions
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitbudget.checkpoint.native import NativeConfig, NativeWeights
 from bitbudget.checkpoint.read import Checkpoint
-from bitbudget.models.layers import Layer
+from bitbudget.models.layers import UNUSED, Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.storage import NATIVE, DensePart, OutlierPart, StoredWeight, TensorSpec
 
@@ -95,7 +95,7 @@ def hashes(folder: Folder) -> Iterator[str]:
 
 def values(folder: Folder) -> Iterator[str]:
     """No NaN or infinity in any tensor of the model, no scale that is zero, every index legal."""
-    unused = {name for name, reason in folder.record["plan"]["kept"].items() if reason.startswith("not used")}
+    unused = {name for name, reason in folder.record["plan"]["kept"].items() if reason == UNUSED}
     for name, info in folder.checkpoint.tensors.items():
         if info.dtype.is_floating_point and name not in unused and not _finite(folder.checkpoint, name):
             yield f"the tensor {name} holds NaN or infinity"
@@ -159,11 +159,10 @@ def accounted(folder: Folder, original: SourceModel) -> Iterator[str]:
     of_layers = {layer.tensor: layer.name for layer in original.layers}
     for name, info in original.checkpoint.tensors.items():
         stored = of_layers.get(name) in folder.config.layers
-        repeated = plan["kept"].get(name, "").startswith("equal copy")
         if stored:
             if original.checkpoint.sha256(name) != folder.record["source"]["tensors"].get(name):
                 yield f"the layer {of_layers[name]} was made from another weight than the original's {name}"
-        elif repeated and name not in found:
+        elif name in plan["repeated"] and name not in found:
             continue
         elif name not in found:
             yield f"the original's tensor {name} is neither stored nor kept"

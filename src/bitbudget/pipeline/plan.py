@@ -99,7 +99,8 @@ class Plan:
             "code_bits": round(self.code_bits, 6),
             "settings": self.settings,
             "layers": {planned.layer.name: _layer_entry(planned) for planned in self.layers},
-            "kept": {tensor.tensor: tensor.reason for tensor in self.kept},
+            "kept": {tensor.tensor: tensor.reason for tensor in self.kept if not tensor.duplicate_of},
+            "repeated": {tensor.tensor: tensor.duplicate_of for tensor in self.kept if tensor.duplicate_of},
             "files": {shard.filename: {"bytes": shard.nbytes, "tensors": len(shard.specs)} for shard in self.shards},
         }
 
@@ -162,7 +163,8 @@ def plan_layer(layer: Layer, choice: Choice | None) -> PlannedLayer:
     """A layer with the choice asked for, or with the nearest one that its shape allows and a note."""
     as_it_is = Choice(kept=Float(layer.dtype))
     if choice is None or choice.kept:
-        return PlannedLayer(layer, as_it_is)
+        converted = choice is not None and choice != as_it_is
+        return PlannedLayer(layer, as_it_is, f"kept in {as_it_is} as it is instead of {choice}" if converted else None)
     misfit = choice.misfit(layer.shape)
     if misfit is None:
         return PlannedLayer(layer, choice)

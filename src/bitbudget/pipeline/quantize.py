@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from bitbudget.checkpoint.native import FORMAT_VERSION, NativeConfig
 from bitbudget.checkpoint.read import Checkpoint
 from bitbudget.checkpoint.write import Shard, ShardWriter, index_json, write_atomic
 from bitbudget.errors import InputError, OutputError
+from bitbudget.models.layers import UNUSED
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.card import model_card
 from bitbudget.pipeline.files import OtherFiles
@@ -85,7 +87,7 @@ def _write_shard(source: SourceModel, plan: Plan, shard: Shard, output: Path, pr
     hashes: dict[str, str] = {}
     wanted = {spec.name for spec in shard.specs}
     layers = plan.by_tensor
-    unused = {tensor.tensor for tensor in plan.kept if tensor.reason.startswith("not used")}
+    unused = {tensor.tensor for tensor in plan.kept if tensor.reason == UNUSED}
     with ShardWriter(output, shard) as writer:
         for origin in _origins(plan, shard):
             tensor = source.checkpoint.read(origin)
@@ -164,9 +166,21 @@ def _finish(
     }
     write_record(output, record)
     config = json.loads(config_bytes)
+    if not config.get("dtype") and not config.get("torch_dtype"):
+        # dtype="auto" would take the first float tensor of the file, which may now be a scale
+        config["dtype"] = str(_main_dtype(source)).removeprefix("torch.")
     config["quantization_config"] = NativeConfig(plan.stored_choices).to_dict()
     write_atomic(output / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
     return record
+
+
+def _main_dtype(source: SourceModel) -> torch.dtype:
+    """The dtype that most bytes of the source have."""
+    held: Counter[torch.dtype] = Counter()
+    for info in source.checkpoint.tensors.values():
+        if info.dtype.is_floating_point:
+            held[info.dtype] += info.nbytes
+    return held.most_common(1)[0][0]
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:

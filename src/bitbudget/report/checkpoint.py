@@ -79,8 +79,10 @@ def show_totals(console: Console, folder: Path, record: dict[str, Any]) -> None:
 def show_layers(console: Console, layers: Layers, every_layer: bool = False) -> None:
     """Layers with choice and bytes; the same layer of all blocks is one row (`*`) unless every layer is asked for."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    blocks = "" if every_layer else path_of_blocks(layers)
     for name, entry in layers.items():
-        rows[name if every_layer else role(name, entry), entry["choice"]].append(entry)
+        shown = name if every_layer else role(name, entry).removeprefix(blocks)
+        rows[shown, entry["choice"]].append(entry)
     table = new_table("layer", "choice", "count", "bits", "bytes", left=2)
     for (name, choice), entries in rows.items():
         nbytes = sum(entry["bytes"] for entry in entries)
@@ -89,6 +91,14 @@ def show_layers(console: Console, layers: Layers, every_layer: bool = False) -> 
     total = sum(entry["bytes"] for entry in layers.values())
     table.add_row("all layers", "", str(len(layers)), f"{bits(layers.values()):.3f}", f"{total:,}")
     console.print(table)
+    if blocks:
+        say(console, f"* is a block: {blocks}0, {blocks}1 and so on.")
+
+
+def path_of_blocks(layers: Layers) -> str:
+    """What stands before the star of every layer of a block, such as `model.layers.`; empty if that is not one path."""
+    paths = {role(name, entry).partition("*")[0] for name, entry in layers.items() if entry["block"] is not None}
+    return paths.pop() if len(paths) == 1 else ""
 
 
 def role(name: str, entry: dict[str, Any]) -> str:

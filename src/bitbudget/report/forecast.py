@@ -1,5 +1,6 @@
 """The forecast on one page."""
 
+from collections import defaultdict
 from typing import Any
 
 from rich.console import Console
@@ -71,9 +72,14 @@ def _show_kept(console: Console, forecast: dict[str, Any]) -> None:
     if forecast["fallbacks"]:
         console.print()
         say(console, "Not every layer can take the choice:")
+    same: dict[tuple[str, int, str], list[str]] = defaultdict(list)
     for entry in forecast["fallbacks"]:
-        more = f" and {entry['layers'] - 1} more" if entry["layers"] > 1 else ""
-        say(console, f"  - {entry['choice']}: {entry['first']}{more}: {entry['note']}")
+        reason, _, instead = entry["note"].partition("; ")
+        same[entry["first"], entry["layers"], reason].append(instead or f"{entry['choice']} is not taken")
+    for (first, layers, reason), instead in same.items():
+        more = f" and {layers - 1} more" if layers > 1 else ""
+        likewise = f", likewise {len(instead) - 1} other choices" if len(instead) > 1 else ""
+        say(console, f"  - {first}{more}: {reason}; {instead[0]}{likewise}")
 
 
 def _show_stages(console: Console, forecast: dict[str, Any]) -> None:

@@ -93,7 +93,11 @@ class StageBar:
         with self._lock:
             if self._bar is not None or not self._stage:
                 return
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(24),
+                TextColumn("{task.percentage:>3.0f} %"),
+            )
             self._bar = Progress(*columns, _TimeLeft(), console=self._console, transient=True)
             self._task = self._bar.add_task(self._stage, total=self._total or None)
             self._bar.update(self._task, completed=self._done)

@@ -32,10 +32,10 @@ def printable(text: object) -> str:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a paragraph: wrapped between words on a terminal, in one line where it is read by a program."""
+    """Print a paragraph, wrapped between words; a message that a program reads from stderr stays one line."""
     width = min(console.width, READABLE_WIDTH)
     for line in printable(text).splitlines():
-        if console.is_terminal and not line.startswith(QUOTED):
+        if (console.is_terminal or not console.stderr) and not line.startswith(QUOTED):
             hanging = " " * (len(line) - len(line.lstrip(" -")))
             # Paths and choices are copied by people: they are never broken inside.
             line = textwrap.fill(line, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)

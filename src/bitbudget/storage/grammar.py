@@ -1,6 +1,6 @@
 """The parser of choices: a hand-written descent, so that an error can point at the character.
 
-choice     = float | dense { "|" dense } [ "+" outliers ] { "/" map }
+choice     = float | dense { "|" dense } [ "+" outliers ] { "/" map }                 maps in this order, once each
 float      = "fp16" | "bf16" | "fp32"
 dense      = "int" BITS [ "s" ] { ":" setting } [ "*" count ]      every dense but the last of a mix has a count
 setting    = "g" NUMBER | "out" | "zero=real" | "zero=half" | "zeros=" codec | "scale=" codec
@@ -78,7 +78,7 @@ class _Reader:
             raise self.error("'int' and a width, or fp16, bf16, fp32")
         start = self.at
         bits = self.take(r"[0-9]{1,9}")
-        if bits is None or int(bits) not in INTEGER_BITS:
+        if bits is None or bits not in map(str, INTEGER_BITS):
             raise self.error(f"a width of {', '.join(map(str, INTEGER_BITS))} bits", start)
         grid = Grid(levels=2 ** int(bits), zero="none" if self.take("s") else "int")
         seen: set[str] = set()

@@ -37,8 +37,11 @@ class StoredWeight:
         """Bind a choice to its tensors, named relative to the layer as the native layout names them.
 
         Raises:
-            InputError: a tensor is missing, unknown, or of another dtype or shape than the choice asks for.
+            InputError: a tensor is missing, unknown, or of another dtype or shape than the choice asks for; or the
+                choice cannot store this shape.
         """
+        if reason := "it keeps a weight as it is" if choice.kept else choice.misfit(shape):
+            raise InputError(f"No weight {list(shape)} can be stored as {choice}: {reason}.")
         _check_tensors(choice, shape, tensors)
         counts = choice.row_counts(shape[0])
         names = choice.dense_names()
