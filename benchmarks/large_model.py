@@ -2,8 +2,8 @@
 
     python benchmarks/large_model.py [--folder DIR] [--choice int4:g128]
 
-Writes benchmarks/results/large_model.json. The checkpoint (hidden 2048, intermediate 8192, 25 blocks, 32/8 heads of 64, vocabulary
-32,000 untied, bf16, shards cut across blocks) is made once and kept in the folder.
+Writes benchmarks/results/large_model.json. The checkpoint (hidden 2048, intermediate 8192, 25 blocks, 32/8 heads of 64,
+vocabulary 32,000 untied, bf16, shards cut across blocks) is made once and kept in the folder.
 """
 
 import argparse
@@ -89,22 +89,27 @@ def main() -> None:
     tool = [sys.executable, "-m", "bitbudget"]
     forecast = sampled([*tool, "forecast", str(source), "--json"])
     run = sampled([*tool, "quantize", str(source), "--choice", options.choice, "-o", str(output)])
+    log = json.loads((options.folder / "quantized.run.jsonl").read_text().splitlines()[-1])
     check = sampled([*tool, "verify", str(output), "--against", str(source)])
     rows = json.loads(forecast.output[forecast.output.index("{") :])["rows"]
     predicted = next(row for row in rows if row["choice"] == options.choice)
     record = json.loads((output / "bitbudget.json").read_text())
+    written = [*output.glob("*.safetensors"), *output.glob("*.index.json")]
     result = {
         "choice": options.choice,
         "source_bytes": sum(path.stat().st_size for path in source.glob("*.safetensors")),
         "forecast_weights_bytes": predicted["weights_bytes"],
         "saved_weights_bytes": record["plan"]["weights_bytes"],
         "forecast_disk_bytes": predicted["disk_bytes"],
-        "saved_disk_bytes": sum(path.stat().st_size for path in [*output.glob("*.safetensors"), *output.glob("*.index.json")]),
+        "saved_disk_bytes": sum(path.stat().st_size for path in written),
         "verification": record["verification"],
         "quantize_seconds": round(run.seconds, 1),
+        "quantize_stage_seconds": log["seconds"],
         "quantize_peak_mib": round(run.peak_bytes / 2**20),
         "verify_seconds": round(check.seconds, 1),
         "verify_peak_mib": round(check.peak_bytes / 2**20),
+        "forecast_stages": json.loads(forecast.output[forecast.output.index("{") :])["stages"],
+        "forecast_seconds": round(forecast.seconds, 1),
         "exit_codes": [forecast.code, run.code, check.code],
     }
     RESULT.parent.mkdir(exist_ok=True)

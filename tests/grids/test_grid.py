@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitbudget.grids import BF16, FP16, FP32, Bilevel, Grid, GroupParameters
+from bitbudget.grids import BF16, FP16, FP32, Bilevel, Float, Grid, GroupParameters
 from bitbudget.grids.grid import Axis
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -78,7 +78,7 @@ def test_error_within_the_range_is_half_a_step(grid: Grid, weights: Tensor) -> N
     error = (rounded(grid, weights, table) - weights).abs()
     assert bool((error <= scale * 0.5001)[inside].all())
     # Outside only what rounding the parameters cuts off: half a step, and the error of the scale over all levels.
-    if isinstance(grid.scale, type(FP16)):
+    if isinstance(grid.scale, Float) and grid.scale.holds(table.scale):
         lost = {FP16: 2**-11, BF16: 2**-8, FP32: 2**-23}[grid.scale] * grid.levels + 2**-11 * grid.levels
         assert bool((error <= scale * (0.501 + lost)).all())
 

@@ -22,9 +22,9 @@ class WatchedWeights(CheckpointWeights):
         self.tensors: list[str] = []
         self.rows_read: list[tuple[str, list[int]]] = []
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         self.tensors.append(name)
-        return super().tensor(name) * (1.5 if name == self.change else 1)
+        return super().tensor(name, dtype) * (1.5 if name == self.change else 1)
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         self.rows_read.append((name, ids.tolist()))

@@ -19,7 +19,7 @@ from bitbudget.checkpoint.write import ShardWriter, plan_shards
 from bitbudget.rounding import nearest
 from bitbudget.storage import Choice, Shape, StoredWeight, TensorSpec
 
-# ------------------------------------------------------------------------------------------------ the independent reader
+# ------------------------------------------------------------------------------------- the independent reader
 
 ITEMS = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "U16": "<u2", "U8": "u1", "BF16": "<u2"}
 
@@ -131,7 +131,7 @@ def read_folder(folder: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, n
     return decoded
 
 
-# ------------------------------------------------------------------------------------------------------------- the tests
+# --------------------------------------------------------------------------------------------------- the tests
 
 CHOICES = [
     *(f"int{bits}{sign}{group}" for bits in (2, 3, 4, 5, 6, 8) for sign in ("", "s") for group in ("", ":g8")),

@@ -66,8 +66,8 @@ class NativeConfig:
                 )
             if choices[index].kept:
                 raise InputError(
-                    f"quantization_config lists layer {name} as {choices[index]}; layers that keep their floats are not "
-                    "listed. config.json is damaged."
+                    f"quantization_config lists layer {name} as {choices[index]}; layers that keep their floats are "
+                    "not listed. config.json is damaged."
                 )
         return cls({name: choices[index] for name, index in layers.items()})
 
@@ -105,13 +105,13 @@ class NativeWeights:
         except InputError as error:
             raise InputError(f"{self.checkpoint.folder}, layer {layer}: {error}") from error
 
-    def tensor(self, name: str) -> Tensor:
-        """The whole tensor; a stored weight decoded to fp32, oriented as in the original."""
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The whole tensor in a dtype; a stored weight decoded in tiles, oriented as in the original."""
         layer = name.removesuffix(".weight")
         if layer not in self.config.layers:
-            return self.checkpoint.read(name)
+            return self.checkpoint.read_as(name, dtype)
         weight = self.stored(layer)
-        decoded = torch.empty(weight.shape)
+        decoded = torch.empty(weight.shape, dtype=dtype)
         for rows in weight.tiles():
             decoded[rows] = weight.dequantize(rows)
         return decoded.T if layer in self.transposed else decoded

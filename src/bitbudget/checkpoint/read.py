@@ -26,6 +26,7 @@ SINGLE_NAME = "model.safetensors"
 PICKLE_PATTERNS = ("pytorch_model*.bin", "consolidated*.pth", "model*.pt")
 READ_CALL_BYTES = 1 << 30  # one read call moves at most 2 GiB on Linux and refuses more on macOS
 HASH_CHUNK_BYTES = 8 << 20
+CONVERT_BYTES = 16 << 20  # of a tensor in the file's dtype on its way to another
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,18 @@ class Checkpoint:
             raise IndexError(f"rows {start}:{stop} of {name}, which has {rows} rows")
         tensor = torch.empty((stop - start, *info.shape[1:]), dtype=info.dtype)
         return self._fill(info, tensor, info.start + start * _row_bytes(info))
+
+    def read_as(self, name: str, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+        """The whole tensor in another dtype, converted in tiles of rows: the file's own dtype is never there as a whole."""
+        info = self.info(name)
+        if info.dtype == dtype or not info.shape or not info.nbytes:
+            return self.read(name).to(dtype)
+        tensor = torch.empty(info.shape, dtype=dtype)
+        step = max(1, CONVERT_BYTES // _row_bytes(info))
+        for start in range(0, info.shape[0], step):
+            stop = min(start + step, info.shape[0])
+            tensor[start:stop] = self.read(name, start, stop)
+        return tensor
 
     def read_rows(self, name: str, ids: Int[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
         """The rows `ids` of dimension 0, in that order; each is read once, neighbours in one call, and no other row.

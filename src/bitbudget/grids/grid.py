@@ -104,7 +104,8 @@ class Grid:
         if self.zeros is None or fitted.zero is None:
             return GroupParameters(scale, None)
         low = -fitted.zero * fitted.scale  # the zero follows the scale that is stored
-        return GroupParameters(scale, self.zeros.round(-low / scale))
+        # Within the codes, so that 0 stays in range even where the stored scale is far from the fitted one.
+        return GroupParameters(scale, self.zeros.round((-low / scale).clamp(0, self.levels - 1)))
 
     def _without_zeros(self, scale: Tensor) -> Tensor:
         """Scales with a number wherever 0 would lose the group, small so that no other group is rounded to it."""

@@ -21,10 +21,12 @@ def linear(x: Inputs, weight: StoredWeight) -> Outputs:
     x = _transformed(x, weight)
     result = x.new_empty(*x.shape[:-1], weight.shape[0])
     bias = None if weight.bias is None else weight.bias.to(x.dtype)
-    within = bias is not None and not weight.output_map  # added before rounding to x's dtype, as an unquantized linear does
+    # Added before rounding to x's dtype, as an unquantized linear does.
+    within = bias is not None and not weight.output_map
     for rows in weight.tiles():
         tile = weight.dequantize(rows).to(x.dtype)
         result[..., rows] = torch.nn.functional.linear(x, tile, bias[rows] if bias is not None and within else None)
+        del tile  # before the next one is made
     if "rows" in weight.output_map:
         order = weight.output_map["rows"].to(torch.int64)
         result = torch.empty_like(result).index_copy_(-1, order, result)

@@ -71,7 +71,7 @@ class Filler:
 
     def _made(self, recipe: Recipe) -> dict[str, Tensor]:
         dtype = self.model.get_parameter_or_buffer(recipe.first_target).dtype
-        tensors = [self.weights.tensor(name).to(self.device, dtype) for name, _ in recipe.files]
+        tensors = [self.weights.tensor(name, dtype).to(self.device) for name, _ in recipe.files]
         return recipe.make(tensors, self.model)
 
     def _put(self, name: str, tensor: Tensor) -> None:

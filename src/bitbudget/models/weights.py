@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -12,8 +13,8 @@ from bitbudget.checkpoint.read import Checkpoint
 class Weights(Protocol):
     """A source of parameters under the names of the files, whatever way they are stored."""
 
-    def tensor(self, name: str) -> Tensor:
-        """The whole tensor in any floating dtype, oriented as in the file."""
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The whole tensor in this dtype, oriented as in the file."""
         ...
 
     def rows(self, name: str, ids: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
@@ -27,9 +28,9 @@ class CheckpointWeights:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """The tensor in a fresh copy; InputError if the file has none of that name or cannot be read."""
-        return self.checkpoint.read(name)
+        return self.checkpoint.read_as(name, dtype)
 
     def rows(self, name: str, ids: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
         """Only those rows are read from the file; IndexError if one does not exist."""

@@ -13,8 +13,8 @@ import resource
 import sys
 from pathlib import Path
 
-import torch
-
+from bitbudget.checkpoint.read import CONVERT_BYTES
+from bitbudget.models.layers import Layer
 from bitbudget.pipeline.checks import TILE_BYTES as LOOK_BYTES
 from bitbudget.pipeline.measure import CHUNK_BYTES
 from bitbudget.pipeline.plan import PlannedLayer
@@ -93,8 +93,7 @@ def _check(work: Workload) -> int:
 def _original(work: Workload) -> Peak:
     """A block, what of it is just being read, and the hidden states."""
     layers = [planned.layer for block in work.blocks for planned in block]
-    read = max((math.prod(e.shape) * e.dtype.itemsize for e in layers if _converted(work, e.dtype)), default=0)
-    return _split(work, _block(work) + work.states_bytes, read)
+    return _split(work, _block(work) + work.states_bytes, max((_as_read(work, layer) for layer in layers), default=0))
 
 
 def _stored(work: Workload) -> Peak:
@@ -127,15 +126,15 @@ def _outside(work: Workload) -> int:
 
 
 def _head_as_read(work: Workload) -> int:
-    """The head in the file's dtype, for as long as it is turned into the compute dtype."""
     head = next((e.layer for e in reversed(work.plan.layers) if e.layer.kind in ("head", "tied")), None)
-    if head is None or not _converted(work, head.dtype):
-        return 0
-    return math.prod(head.shape) * head.dtype.itemsize
+    return 0 if head is None else _as_read(work, head)
 
 
-def _converted(work: Workload, dtype: torch.dtype) -> bool:
-    return work.device.type != "cpu" or dtype != work.dtype
+def _as_read(work: Workload, layer: Layer) -> int:
+    """What of a layer is on its way: a tile in the file's dtype, and on its way to a device the whole layer."""
+    whole = math.prod(layer.shape) * work.dtype.itemsize
+    tile = 0 if layer.dtype == work.dtype else min(CONVERT_BYTES, math.prod(layer.shape) * layer.dtype.itemsize)
+    return tile if work.device.type == "cpu" else tile + whole
 
 
 def _split(work: Workload, computing: int, reading: int) -> Peak:

@@ -1,0 +1,1 @@
+"""A package, so that the test can be run in another process too."""
