@@ -26,10 +26,20 @@ def undominated_rows(values: Int64[ndarray, "rows values"]) -> Bool[ndarray, "ro
         # kept one: comparing with kept rows is enough.
         earlier = np.flatnonzero(kept[:start])
         block = values[start:stop]
-        beaten = (values[earlier][None, :, :] <= block[:, None, :]).all(axis=2).any(axis=1)
-        within = np.tril((block[None, :, :] <= block[:, None, :]).all(axis=2), k=-1).any(axis=1)
+        beaten = np.any(_matched(block, values[earlier]), axis=1)
+        within = np.any(np.tril(_matched(block, block), k=-1), axis=1)
         kept[start:stop] = ~(beaten | within)
     return kept
+
+
+def _matched(
+    values: Int64[ndarray, "rows values"], by: Int64[ndarray, "others values"]
+) -> Bool[ndarray, "rows others"]:
+    """Whether the other row is nowhere larger."""
+    result = np.ones((len(values), len(by)), dtype=bool)
+    for column, other in zip(values.T, by.T, strict=True):
+        result &= other[None, :] <= column[:, None]
+    return result
 
 
 def _ranks(column: Sequence[float]) -> Int64[ndarray, "rows"]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Shaped
 from numpy import ndarray
 
 from bitbudget.allocation.dominance import undominated_rows
@@ -24,10 +24,7 @@ LARGEST = 2**61  # no total of costs or losses reaches it, so that sums of two s
 
 @dataclass(frozen=True)
 class Problem:
-    """Points sorted by unit, cost and objective.
-
-    unit: the unit of every point; source: its place in the caller's list; tie: what decides between equal plans.
-    """
+    """Points sorted by unit, cost and objective; unit: the unit of every point; source: its place in the caller's list."""
 
     unit: Int64[ndarray, "points"]
     objective: Int64[ndarray, "points"]
@@ -48,8 +45,8 @@ class Problem:
     def dimensions(self) -> int:
         return len(self.limit)
 
-    def subset(self, kept: Bool[ndarray, "points"]) -> "Problem":
-        """The same problem with fewer points; every unit keeps at least one."""
+    def subset(self, kept: Bool[ndarray, "points"] | Int64[ndarray, "rows"]) -> "Problem":
+        """The same problem with fewer points, or in another order; every unit keeps at least one."""
         return replace(
             self,
             unit=self.unit[kept],
@@ -72,69 +69,74 @@ class Problem:
         return int(self.objective[rows].sum())
 
 
-def scaled_costs(
-    unit: Sequence[int], columns: Sequence[Sequence[int]], limits: Sequence[int]
-) -> tuple[Int64[ndarray, "points dimensions"], Int64[ndarray, "dimensions"]]:
-    """Costs above each unit's minimum and what the limits leave for them, over their greatest common divisor.
+@dataclass(frozen=True)
+class Column:
+    """One dimension in the problem's integers: costs above each unit's minimum, what the limit leaves for them (-1 where it
+    is below the sum of minima), and how many of the caller's units one of ours is."""
 
-    A limit below the sum of minima comes back negative.
+    cost: Int64[ndarray, "points"]
+    limit: int
+    divisor: int
+
+
+def scaled_column(unit: Sequence[int], costs: Sequence[int], limit: int) -> Column:
+    """Costs above their unit's minimum over their greatest common divisor.
+
+    Raises:
+        InputError: they spread over more than 61 bits even so.
     """
-    scaled = [_scaled_column(unit, column, limit) for column, limit in zip(columns, limits, strict=True)]
-    if not scaled:
-        return np.zeros((len(unit), 0), dtype=np.int64), np.zeros(0, dtype=np.int64)
-    return np.stack([column for column, _ in scaled], axis=1), np.array([limit for _, limit in scaled], dtype=np.int64)
-
-
-def _scaled_column(unit: Sequence[int], column: Sequence[int], limit: int) -> tuple[Int64[ndarray, "points"], int]:
     least: dict[int, int] = {}
     most: dict[int, int] = {}
-    for index, cost in zip(unit, column, strict=True):
+    for index, cost in zip(unit, costs, strict=True):
         least[index] = min(least.get(index, cost), cost)
         most[index] = max(most.get(index, cost), cost)
     spread = sum(most.values()) - sum(least.values())
-    above = [cost - least[index] for index, cost in zip(unit, column, strict=True)]
+    above = [cost - least[index] for index, cost in zip(unit, costs, strict=True)]
     divisor = math.gcd(*above) or 1
     if spread // divisor >= LARGEST:
-        raise InputError(f"Costs spread over {spread}, more than the {LARGEST} a dimension may span. Use a larger unit.")
+        raise InputError(
+            f"Costs spread over {spread:,}, more than the {LARGEST:,} that totals may span. Use a larger unit."
+        )
     left = min(limit - sum(least.values()), spread) // divisor
-    return np.array([cost // divisor for cost in above], dtype=np.int64), max(left, -1)
-
-
-def scaled_losses(losses: Float64[ndarray, "points"], quantum: float) -> Int64[ndarray, "points"]:
-    """Losses as multiples of a power of two, rounded to the nearest."""
-    return np.rint(losses / quantum).astype(np.int64)
+    return Column(np.array([cost // divisor for cost in above], dtype=np.int64), max(left, -1), divisor)
 
 
 def quantum_for(units: int, largest: float) -> float:
     """The smallest power of two that keeps the sum of `units` losses of at most `largest` below LARGEST."""
     if largest <= 0.0:
-        return 1.0
+        return math.ldexp(1.0, -1022)
     exponent = math.frexp(largest)[1] + math.frexp(float(units))[1] - LARGEST.bit_length() + 1
     return math.ldexp(1.0, max(exponent, -1022))
 
 
 def sorted_problem(problem: Problem) -> Problem:
-    """Points by unit, costs, objective, and where all are equal in the caller's order; dominated ones left out."""
-    keys = (problem.source, problem.objective, *problem.cost.T[::-1], problem.unit)
-    order = np.lexsort(keys)
+    """Points by unit, costs, objective, and where all are equal in the order given; dominated ones left out."""
+    order = sorting(problem.unit, problem.cost, problem.objective)
     arranged = problem.subset(order)
     return arranged.subset(_undominated(arranged))
 
 
+def sorting(
+    unit: Int64[ndarray, "points"], cost: Int64[ndarray, "points dimensions"], objective: Int64[ndarray, "points"]
+) -> Int64[ndarray, "points"]:
+    """The order of points in a problem; equal ones stay as they are."""
+    return np.lexsort((objective, *cost.T[::-1], unit))
+
+
 def _undominated(problem: Problem) -> Bool[ndarray, "points"]:
-    if problem.dimensions == 0:
-        return _strictly_falling(problem, problem.objective)
-    if problem.dimensions == 1:
-        return _strictly_falling(problem, problem.objective)
+    if problem.dimensions <= 1:
+        return strictly_falling(problem.unit, problem.objective)
     table = np.column_stack([problem.cost, problem.objective])
     bounds = [*problem.first.tolist(), len(table)]
-    return np.concatenate([undominated_rows(table[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)])
+    return np.concatenate(
+        [undominated_rows(table[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    )
 
 
-def _strictly_falling(problem: Problem, value: Int64[ndarray, "points"]) -> Bool[ndarray, "points"]:
+def strictly_falling(unit: Int64[ndarray, "points"], value: Shaped[ndarray, "points"]) -> Bool[ndarray, "points"]:
     """Mask of the points whose value is below that of all earlier ones of their unit."""
     rank = np.unique(value, return_inverse=True)[1].astype(np.int64)
     # Later units lie below all earlier ones, so that one running minimum serves every unit.
-    level = rank - problem.unit * (len(rank) + 1)
+    level = rank - unit * (len(rank) + 1)
     before = np.concatenate([[level[0] + 1], np.minimum.accumulate(level)[:-1]])
     return level < before

@@ -61,7 +61,9 @@ def check_units(units: Sequence[Unit], dimensions: int) -> None:
             raise InputError(f"The unit {unit.name} has no points. Give it at least one choice.")
         for layer in unit.layers:
             if layer in owner:
-                raise InputError(f"The layer {layer} belongs to {owner[layer]} and to {unit.name}: it would count twice.")
+                raise InputError(
+                    f"The layer {layer} belongs to {owner[layer]} and to {unit.name}: it would count twice."
+                )
             owner[layer] = unit.name
         layers = unit.points[0].choices.keys()
         for point in unit.points:
@@ -76,7 +78,9 @@ def _check_point(name: str, point: Point, dimensions: int) -> None:
             f"The point {point.label} of {name} has {len(point.cost)} costs, but the budgets name {dimensions} dimensions."
         )
     if not all(type(cost) is int and cost >= 0 for cost in point.cost):
-        raise InputError(f"The point {point.label} of {name} costs {point.cost}; costs are Python integers from 0 upwards.")
+        raise InputError(
+            f"The point {point.label} of {name} costs {point.cost}; costs are Python integers from 0 upwards."
+        )
     if not (math.isfinite(point.score) and math.isfinite(point.se) and point.se >= 0):
         raise InputError(
             f"The point {point.label} of {name} has score {point.score} and standard error {point.se}. Leave out a choice "

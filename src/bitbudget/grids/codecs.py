@@ -79,7 +79,7 @@ class Float:
 
 
 FP16, BF16, FP32 = Float(torch.float16), Float(torch.bfloat16), Float(torch.float32)
-_FLOAT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+_FLOAT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
 
 @dataclass(frozen=True)
