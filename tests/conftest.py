@@ -47,6 +47,14 @@ def cuda_is_available() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Matrices are small here: one thread is far faster than several that wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder beside the checkout with models and texts; a test that asks for it carries the marker `shared`."""

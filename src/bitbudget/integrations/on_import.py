@@ -9,7 +9,7 @@ a second. Where transformers' registry is there already, we register at once; ot
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -28,7 +28,7 @@ def register_when_imported() -> None:
 class AfterImport:
     """A finder that finds nothing by itself: it asks the others and adds a step to the loader they give."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Iterable[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """The others' spec of the registry; None for every other module."""
         if name != REGISTRY:
             return None
@@ -37,7 +37,7 @@ class AfterImport:
             self._add_step(spec.loader)
         return spec
 
-    def _found_by_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+    def _found_by_others(self, name: str, path: Iterable[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in list(sys.meta_path):
             find = None if finder is self else getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find else None
