@@ -2,9 +2,9 @@
 
     python benchmarks/architectures.py [NAME ...]
 
-For each model: are streamed logits the whole model's bit for bit? For int8, int4, int3 and int2: does verification pass, and is the KL
-divergence that transformers' own loading gives the one that verification measured (to 1e-6 + 1e-3 · KL)? Writes
-benchmarks/results/architectures.json and prints a table.
+For each model: are streamed logits the whole model's bit for bit? For int8, int4, int3 and int2: does verification pass, and
+is the KL divergence that transformers' own loading gives the one that verification measured (to 1e-6 + 1e-3 · KL)?
+Writes benchmarks/results/architectures.json and prints a table.
 """
 
 import json
@@ -28,7 +28,7 @@ from bitbudget.pipeline.texts import sample
 from bitbudget.pipeline.verify import VERIFY_CUT
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import zoo  # noqa: E402
+import zoo
 
 RESULT = Path(__file__).parent / "results" / "architectures.json"
 CHOICES = ("int8:g32", "int4:g32", "int3:g32", "int2:g32")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
 from transformers import AutoModelForCausalLM
 
 import bitbudget  # noqa: F401  registers the format
+import zoo
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.api import quantize
 from bitbudget.pipeline.progress import Run
