@@ -110,7 +110,7 @@ class NativeWeights:
         layer = name.removesuffix(".weight")
         if layer not in self.config.layers:
             return self.checkpoint.read_as(name, dtype)
-        weight = self.stored(layer)
+        weight = self._matrix(layer)
         decoded = torch.empty(weight.shape, dtype=dtype)
         for rows in weight.tiles():
             decoded[rows] = weight.dequantize(rows)
@@ -121,4 +121,14 @@ class NativeWeights:
         layer = name.removesuffix(".weight")
         if layer not in self.config.layers:
             return self.checkpoint.read_rows(name, ids)
-        return self.stored(layer).dequantize(ids.to(torch.int64))
+        return self._matrix(layer).dequantize(ids.to(torch.int64))
+
+    def _matrix(self, layer: str) -> StoredWeight:
+        """A stored weight that a plain matrix stands for."""
+        weight = self.stored(layer)
+        if weight.input_map or weight.output_map or weight.choice.activation:
+            raise InputError(
+                f"{self.checkpoint.folder}: the layer {layer} is stored as {weight.choice}. With an input map, output map or "
+                "activation format it is no plain matrix, and running it block by block is not built yet."
+            )
+        return weight

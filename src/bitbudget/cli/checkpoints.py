@@ -1,39 +1,20 @@
-"""The command line: which commands and options there are.
-
-The work is done in `pipeline`, the text made in `report`. Whatever loads torch is imported inside the commands, so that
-`--help` answers at once.
-"""
+"""Commands on models and checkpoints: forecast, quantize, verify, evaluate, inspect, run, demo."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bitbudget.cli import options
+from bitbudget.cli.app import app
 from bitbudget.errors import InputError
 from bitbudget.pipeline.record import read_record
 from bitbudget.pipeline.runlog import logged
-from bitbudget.report import options
 from bitbudget.report.checkpoint import quantized, show_inspection, show_quantized
 from bitbudget.report.demo import show_demo
 from bitbudget.report.forecast import show_forecast
 from bitbudget.report.measurement import show_measurement, show_verification
 from bitbudget.report.session import session
-
-app = typer.Typer(
-    name="bitbudget",
-    help="Bytes in, verified checkpoint out: quantizes language models under a memory budget.",
-    epilog=options.EXIT_HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: three columns in boxes leave no room for words on 80 columns
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback()
-def _options(version: options.Version = False) -> None:
-    pass
 
 
 @app.command(epilog=options.EXIT_HELP)
@@ -278,7 +259,3 @@ def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. This command takes one that `bitbudget quantize` wrote.")
 
-
-def main() -> None:
-    """The command `bitbudget`."""
-    app(prog_name="bitbudget")

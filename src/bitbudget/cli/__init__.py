@@ -1,0 +1,13 @@
+"""The command line: which commands and options there are.
+
+The work is done in `pipeline` and `allocation`, the text made in `report`. Whatever loads torch is imported inside the commands, so
+that `--help` answers at once.
+"""
+
+from bitbudget.cli import checkpoints as checkpoints  # defines its commands
+from bitbudget.cli.app import app as app
+
+
+def main() -> None:
+    """The command `bitbudget`."""
+    app(prog_name="bitbudget")
