@@ -19,6 +19,7 @@ from bitbudget.models.stream import BlockStream, States
 from bitbudget.pipeline.progress import Progress, stage
 
 CHUNK_BYTES = 8 * 2**20  # of fp64 log-probabilities at a time; about six such arrays are alive at once
+WAVE_BYTES = 256 * 2**20  # of hidden states of one model at a time
 Logits = Float[Tensor, "tokens vocabulary"]
 
 
@@ -66,22 +67,50 @@ def measure(
     progress: Progress,
 ) -> Measurement:
     """Run `model`, and `reference` if given, over the sequences; `windows`: their window and stride, for the record."""
-    ids = [sequence.ids for sequence in sequences]
-    original: Iterator[Logits | None] = iter([None] * len(ids))
-    if reference is not None:
-        original = reference.logits(_forward(reference, ids, "original", progress))
-    stored = model.logits(_forward(model, ids, "stored", progress))
     documents: dict[int, _Sums] = defaultdict(_Sums)
-    with stage(progress, "compare" if reference else "score", len(ids)):
-        for sequence, logits, expected in zip(sequences, stored, original, strict=True):
-            _add(documents[sequence.document], sequence, logits, expected)
-            del logits, expected  # before the next ones are made
-            progress.advance(1)
+    waves = list(_waves(sequences, model))
+    for number, wave in enumerate(waves, 1):
+        part = f" ({number} of {len(waves)})" if len(waves) > 1 else ""
+        _run_wave(model, reference, wave, documents, (part, progress))
     return _summary(list(documents.values()), windows, reference is not None)
 
 
+def _waves(sequences: Sequence[TokenSequence], model: BlockStream) -> Iterator[list[TokenSequence]]:
+    """As many sequences at a time as keep their hidden states within the limit; a text may be larger than memory."""
+    width = model.source.model.get_input_embeddings().embedding_dim * model.dtype.itemsize
+    wave: list[TokenSequence] = []
+    held = 0
+    for sequence in sequences:
+        if wave and held + len(sequence.ids) * width > WAVE_BYTES:
+            yield wave
+            wave, held = [], 0
+        wave.append(sequence)
+        held += len(sequence.ids) * width
+    yield wave
+
+
+def _run_wave(
+    model: BlockStream,
+    reference: BlockStream | None,
+    wave: list[TokenSequence],
+    documents: dict[int, _Sums],
+    told: tuple[str, Progress],
+) -> None:
+    part, progress = told
+    ids = [sequence.ids for sequence in wave]
+    original: Iterator[Logits | None] = iter([None] * len(ids))
+    if reference is not None:
+        original = reference.logits(_forward(reference, ids, f"original model, block by block{part}", progress))
+    stored = model.logits(_forward(model, ids, f"stored model, block by block{part}", progress))
+    with stage(progress, f"{'compare' if reference else 'score'}{part}", len(ids)):
+        for sequence, logits, expected in zip(wave, stored, original, strict=True):
+            _add(documents[sequence.document], sequence, logits, expected)
+            del logits, expected  # before the next ones are made
+            progress.advance(1)
+
+
 def _forward(stream: BlockStream, ids: list[Tensor], name: str, progress: Progress) -> States:
-    with stage(progress, f"{name} model, block by block", stream.block_count):
+    with stage(progress, name, stream.block_count):
         return stream.forward(ids, progress=lambda done, total: progress.advance(1))
 
 
