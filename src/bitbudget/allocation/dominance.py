@@ -9,7 +9,7 @@ from numpy import ndarray
 BLOCK = 1024  # rows compared at a time: the comparison needs BLOCK × rows × values bytes
 
 
-def undominated(values: Sequence[tuple[float, ...]]) -> list[int]:
+def undominated(values: Sequence[tuple[int | float, ...]]) -> list[int]:
     """Indices, ascending, of the vectors that no other one matches or beats in all values; of equal ones the first."""
     order = sorted(range(len(values)), key=lambda index: (values[index], index))
     ranks = np.stack([_ranks([values[index][place] for index in order]) for place in range(len(values[0]))], axis=1)
@@ -42,7 +42,7 @@ def _matched(
     return result
 
 
-def _ranks(column: Sequence[float]) -> Int64[ndarray, "rows"]:
+def _ranks(column: Sequence[int | float]) -> Int64[ndarray, "rows"]:
     """Place of every value among the different ones: integers beyond 2^53 and floats compare as Python compares them."""
     place = {value: rank for rank, value in enumerate(sorted(set(column)))}
     return np.array([place[value] for value in column], dtype=np.int64)

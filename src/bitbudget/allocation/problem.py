@@ -3,8 +3,8 @@
     min Σ_u S[p_u]   s.t.   Σ_u C[p_u, k] ≤ limit[k] for every k,   one point p_u of every unit u
 
 Costs are the caller's integers less each unit's minimum, over their greatest common divisor. S are losses in multiples
-of a power of two, fine enough that all rounding together stays below 1e-11 of the best loss and coarse enough that every
-sum fits 63 bits: totals are exact, and sums that differ only by rounding are ties.
+of a power of two, coarse enough that every sum fits 63 bits and fine enough that all rounding together stays below 1e-10
+of the best loss for 5,000 units, 1e-12 for 200: totals are exact, and sums that differ only by rounding are ties.
 """
 
 import math

@@ -258,4 +258,3 @@ def demo(
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. This command takes one that `bitbudget quantize` wrote.")
-

@@ -1,0 +1,235 @@
+"""The exact search on what reduced costs leave open: dynamic programming over units, best alternatives first.
+
+The sweep starts from the plan at the multipliers and lets one unit after the other leave it, units with the smallest
+reduced cost first (Pisinger's expanding core). A state is a set of units that left: its costs and loss relative to that
+plan, and the sum of its reduced costs, by which no completion of it can come closer to the bound. Every state within the
+limits is itself a plan, so the best one found shrinks the gap, and the units whose reduced costs exceed it drop out
+before their turn. Where there are more states than allowed the least promising go, and the bound falls to what they
+might have reached: it stays valid, and `complete` says no more.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from numpy import ndarray
+
+from bitbudget.allocation.bound import Bound
+from bitbudget.allocation.problem import Problem
+
+THRESHOLDS = 48  # how many partial orders look for dominated states when there are several budgets
+
+
+@dataclass(frozen=True)
+class Swept:
+    """rows: the best plan met, None if no better or equal one exists; bound: no plan lies below it; states: most at once."""
+
+    rows: Int64[ndarray, "units"] | None
+    value: int
+    bound: int
+    states: int
+
+    @property
+    def complete(self) -> bool:
+        return self.bound >= self.value
+
+
+@dataclass(frozen=True)
+class _States:
+    """Sets of moves away from the base plan: their costs, loss and tie relative to it, and sums of reduced costs."""
+
+    cost: Int64[ndarray, "states dimensions"]
+    loss: Int64[ndarray, "states"]
+    above: Int64[ndarray, "states"]
+    tie: Int64[ndarray, "states"]
+    parent: Int64[ndarray, "states"]
+    move: Int64[ndarray, "states"]
+
+    def take(self, rows: Int64[ndarray, "rows"] | Bool[ndarray, "states"]) -> "_States":
+        return _States(
+            self.cost[rows], self.loss[rows], self.above[rows], self.tie[rows], self.parent[rows], self.move[rows]
+        )
+
+
+class Sweep:
+    """One sweep over a problem; `best` is the loss of a plan already known."""
+
+    def __init__(self, bound: Bound, best: int, tie: Callable[[int], int], state_limit: int) -> None:
+        self.problem: Problem = bound.problem
+        self.bound = bound
+        self.best = best
+        self.state_limit = state_limit
+        self.left = self.problem.limit - self.problem.cost[bound.base].sum(axis=0)
+        self.base_loss = self.problem.value(bound.base)
+        self.dropped: int | None = None
+        self.most = 1
+        self._find_moves(tie)
+
+    def _find_moves(self, tie: Callable[[int], int]) -> None:
+        """The moves that the gap leaves open, grouped by unit, and how far the later ones reach."""
+        rows = np.flatnonzero(self.bound.within(self.best - self.bound.value))
+        base = self.bound.base[self.problem.unit[rows]]
+        rows, base = rows[rows != base], base[rows != base]
+        above = self.bound.reduced(rows)
+        unit = self.problem.unit[rows]
+        nearest = np.full(self.problem.units, np.iinfo(np.int64).max)
+        np.minimum.at(nearest, unit, above)
+        order = np.lexsort((above, unit, nearest[unit]))
+        self.rows, base, self.above = rows[order], base[order], above[order]
+        self.cost = self.problem.cost[self.rows] - self.problem.cost[base]
+        self.loss = self.problem.objective[self.rows] - self.problem.objective[base]
+        source = self.problem.source
+        ties = {int(row): tie(int(source[row])) for row in np.union1d(self.rows, base)}
+        self.tie = np.array(
+            [ties[int(row)] - ties[int(was)] for row, was in zip(self.rows, base, strict=True)], np.int64
+        )
+        unit = self.problem.unit[self.rows]
+        self.starts = np.flatnonzero(np.diff(unit, prepend=-1)) if len(unit) else np.zeros(0, np.int64)
+        # What the moves of a unit and of all later units can at most add to a cost, and take away.
+        self.rise = self._reach(np.maximum(self.cost, 0), np.maximum)
+        self.fall = self._reach(np.minimum(self.cost, 0), np.minimum)
+
+    def _reach(self, change: Int64[ndarray, "moves dimensions"], most: np.ufunc) -> Int64[ndarray, "stages dimensions"]:
+        if not len(self.starts):
+            return np.zeros((1, self.problem.dimensions), np.int64)
+        steps = most.reduceat(change, self.starts, axis=0)
+        total = np.cumsum(steps[::-1], axis=0)[::-1]
+        return np.concatenate([total, np.zeros((1, self.problem.dimensions), np.int64)])
+
+    def run(self, all_or_nothing: bool = False) -> Swept:
+        """Sweep over all open units; `all_or_nothing` ends where a state is dropped, since the rest would prove nothing."""
+        zeros = np.zeros(1, np.int64)
+        states = _States(np.zeros((1, self.problem.dimensions), np.int64), zeros, zeros, zeros, zeros, zeros - 1)
+        history = [states]
+        leader = self._leader(states, 0, None)
+        for stage, start in enumerate(self.starts.tolist()):
+            stop = int(self.starts[stage + 1]) if stage + 1 < len(self.starts) else len(self.rows)
+            if self.bound.value + self.above[start] > self.best:
+                break  # units come by their smallest reduced cost: all later ones are out as well
+            states = self._pruned(self._moved(states, start, stop), stage + 1)
+            if not len(states.loss):
+                break
+            if all_or_nothing and self.dropped is not None:
+                self.dropped = self.bound.value  # nothing is known of the states that are left
+                break
+            history.append(states)
+            self.most = max(self.most, len(states.loss))
+            leader = self._leader(states, stage + 1, leader)
+        reached = self.best if self.dropped is None else min(self.best, self.dropped)
+        return Swept(self._plan(history, leader), self.best, max(reached, self.bound.value), self.most)
+
+    def _moved(self, states: _States, start: int, stop: int) -> _States:
+        """Every state without a move of this unit and with each of its moves that the bound allows."""
+        count = len(states.loss)
+        parents, moves = [np.arange(count)], [np.full(count, -1)]
+        for move in range(start, stop):
+            near = np.flatnonzero(states.above + (self.bound.value + self.above[move]) <= self.best)
+            parents.append(near)
+            moves.append(np.full(len(near), move))
+        parent, taken = np.concatenate(parents), np.concatenate(moves)
+        stay = taken < 0
+        add = np.where(stay, 0, taken)
+        return _States(
+            cost=states.cost[parent] + np.where(stay[:, None], 0, self.cost[add]),
+            loss=states.loss[parent] + np.where(stay, 0, self.loss[add]),
+            above=states.above[parent] + np.where(stay, 0, self.above[add]),
+            tie=states.tie[parent] + np.where(stay, 0, self.tie[add]),
+            parent=parent,
+            move=taken,
+        )
+
+    def _pruned(self, states: _States, stage: int) -> _States:
+        """Without states that cannot end within the limits, beat the best plan, or beat another state."""
+        fits = (states.cost + self.fall[stage] <= self.left).all(axis=1)
+        states = states.take(fits)
+        floor = self._floor(states, stage)
+        states = states.take(floor <= self.best)
+        kept = np.lexsort((states.tie, states.loss, *states.cost.T[::-1]))
+        states = states.take(kept)
+        states = states.take(_undominated(states.cost, states.loss))
+        if len(states.loss) <= self.state_limit:
+            return states
+        floor = self._floor(states, stage)
+        order = np.argsort(floor, kind="stable")
+        lost = int(floor[order[self.state_limit]])
+        self.dropped = lost if self.dropped is None else min(self.dropped, lost)
+        return states.take(order[: self.state_limit])
+
+    def _floor(self, states: _States, stage: int) -> Int64[ndarray, "states"]:
+        """No completion of a state loses less: the bound, its reduced costs, and the price of what it cannot use."""
+        unused = np.maximum(self.left - states.cost - self.rise[stage], 0)
+        price = np.zeros(len(states.loss))
+        for dimension, multiplier in enumerate(self.bound.multipliers):
+            price = price + multiplier * unused[:, dimension]
+        # Rounded down by more than floating point may have rounded up, and kept within integers.
+        lost = np.floor(np.minimum(price * (1.0 - 2.0**-48), 2.0**61)).astype(np.int64)
+        return self.bound.value + states.above + lost
+
+    def _leader(
+        self, states: _States, stage: int, leader: tuple[tuple[int, ...], int, int] | None
+    ) -> tuple[tuple[int, ...], int, int] | None:
+        """The best plan so far as (loss, costs, tie), stage, state."""
+        inside = np.flatnonzero((states.cost <= self.left).all(axis=1) & (states.loss + self.base_loss <= self.best))
+        if not len(inside):
+            return leader
+        order = np.lexsort((states.tie[inside], *states.cost[inside].T[::-1], states.loss[inside]))
+        first = int(inside[order[0]])
+        key = (int(states.loss[first]), *states.cost[first].tolist(), int(states.tie[first]))
+        if leader is not None and leader[0] <= key:
+            return leader
+        self.best = int(states.loss[first]) + self.base_loss
+        return key, stage, first
+
+    def _plan(
+        self, history: list[_States], leader: tuple[tuple[int, ...], int, int] | None
+    ) -> Int64[ndarray, "units"] | None:
+        """The leader's moves, traced back to the base plan."""
+        if leader is None:
+            return None
+        rows = self.bound.base.copy()
+        _, stage, state = leader
+        for states in reversed(history[: stage + 1]):
+            move, parent = int(states.move[state]), int(states.parent[state])
+            if move >= 0:
+                row = self.rows[move]
+                rows[self.problem.unit[row]] = row
+            state = parent
+        return rows
+
+
+def _undominated(cost: Int64[ndarray, "states dimensions"], loss: Int64[ndarray, "states"]) -> Bool[ndarray, "states"]:
+    """Mask of states that no earlier one is found to match or beat; sorted by costs, then loss.
+
+    One budget: exact. Several: a state is compared with those that lie below one of a few thresholds in the other costs.
+    """
+    if cost.shape[1] == 0:
+        return np.arange(len(loss)) == np.argmin(loss) if len(loss) else np.zeros(0, bool)
+    if cost.shape[1] == 1:
+        return _falls(loss)
+    kept = ~np.concatenate([[False], (np.diff(cost, axis=0) == 0).all(axis=1)]) if len(loss) else np.zeros(0, bool)
+    for limits in _thresholds(cost):
+        below = (cost[:, 1:] <= limits).all(axis=1)
+        least = np.minimum.accumulate(np.where(below, loss, np.iinfo(np.int64).max))
+        earlier = np.concatenate([[np.iinfo(np.int64).max], least[:-1]])
+        beyond = (cost[:, 1:] >= limits).all(axis=1)
+        kept &= ~(beyond & (earlier <= loss))
+    return kept
+
+
+def _falls(loss: Int64[ndarray, "states"]) -> Bool[ndarray, "states"]:
+    if not len(loss):
+        return np.zeros(0, bool)
+    before = np.concatenate([[np.iinfo(np.int64).max], np.minimum.accumulate(loss)[:-1]])
+    return loss < before
+
+
+def _thresholds(cost: Int64[ndarray, "states dimensions"]) -> list[Int64[ndarray, "others"]]:
+    """Values of the costs beyond the first, at even ranks."""
+    others = cost.shape[1] - 1
+    count = min(max(round(THRESHOLDS ** (1 / others)), 2), max(len(cost), 1))
+    if not len(cost):
+        return []
+    ranks = np.linspace(0, len(cost) - 1, count).astype(np.int64)
+    grids = np.meshgrid(*(np.sort(cost[:, place])[ranks] for place in range(1, others + 1)), indexing="ij")
+    return list(np.unique(np.stack([grid.ravel() for grid in grids], axis=1), axis=0))

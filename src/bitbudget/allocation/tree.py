@@ -1,0 +1,201 @@
+"""Branch and bound with the bound of `bound.py`: what a sweep alone does not close under several budgets.
+
+A node forbids some points. Its relaxation is a small linear program whose multipliers give a bound in integers and whose
+mixed unit says where to split: the cheaper half of that unit's points, or the costlier. Reduced costs forbid more; where few
+points are left a sweep finishes the node exactly. Nodes with the least bound come first, and they are counted, not timed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from numpy import ndarray
+
+from bitbudget.allocation.bound import Bound, bound
+from bitbudget.allocation.fill import filled, repaired
+from bitbudget.allocation.multipliers import shortened
+from bitbudget.allocation.problem import Problem
+from bitbudget.allocation.sweep import Sweep
+
+SWEPT_POINTS = 64  # open points up to which a node is handed to a sweep
+SWEPT_STATES = 1024
+
+Tie = Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Core:
+    """The open units of a problem as a problem of their own; `source` of its points are rows of the whole.
+
+    plan: the base plan of the whole, which holds for all other units; constant: their loss.
+    """
+
+    problem: Problem
+    plan: Int64[ndarray, "units"]
+    constant: int
+
+    def whole(self, whole: Problem, rows: Int64[ndarray, "open"]) -> Int64[ndarray, "units"]:
+        """A plan of the core as one of the whole problem."""
+        plan = self.plan.copy()
+        chosen = self.problem.source[rows]
+        plan[whole.unit[chosen]] = chosen
+        return plan
+
+
+def core_of(lower: Bound, best: int) -> Core | None:
+    """What reduced costs leave open below `best`; None where nothing is open."""
+    problem = lower.problem
+    rows = np.flatnonzero(lower.within(best - lower.value))
+    counts = np.bincount(problem.unit[rows], minlength=problem.units)
+    closed = rows[counts[problem.unit[rows]] == 1]
+    rows = rows[counts[problem.unit[rows]] > 1]
+    if not len(rows):
+        return None
+    core = Problem(
+        unit=np.unique(problem.unit[rows], return_inverse=True)[1].astype(np.int64),
+        objective=problem.objective[rows],
+        cost=problem.cost[rows],
+        limit=problem.limit - problem.cost[closed].sum(axis=0),
+        source=rows,
+    )
+    return Core(core, lower.base.copy(), int(problem.objective[closed].sum()))
+
+
+class Tree:
+    """Branch and bound over a core; `best` is the loss of a plan of the core that is already known, `root` a bound."""
+
+    def __init__(self, problem: Problem, best: int, tie: Tie, root: int) -> None:
+        self.problem = problem
+        self.best = best
+        self.rows: Int64[ndarray, "units"] | None = None
+        self.tie = tie
+        self.nodes = 0
+        self.pushed = 0
+        self.open: list[tuple[int, int, Bool[ndarray, "points"]]] = [(root, 0, np.ones(len(problem.unit), dtype=bool))]
+        self.relaxation = _Relaxation(problem, max(best - root, 1))
+
+    @property
+    def bound(self) -> int:
+        """No plan of the core lies below it."""
+        return min(self.best, self.open[0][0]) if self.open else self.best
+
+    def run(self, nodes: int) -> None:
+        """Look at nodes until none is below the best plan or so many were looked at."""
+        while self.open and self.nodes < nodes and self.open[0][0] < self.best:
+            floor, _, allowed = heappop(self.open)
+            self.nodes += 1
+            self._look_at(floor, allowed)
+
+    def _look_at(self, floor: int, allowed: Bool[ndarray, "points"]) -> None:
+        """Bound a node; close it or split it."""
+        shares, multipliers = self.relaxation.solve(allowed)
+        node = self.problem.subset(allowed)
+        lower = bound(node, multipliers)
+        floor = max(floor, lower.value)
+        if floor > self.best:
+            return
+        rows = np.flatnonzero(allowed)
+        self._propose(node, rows, shares[rows])
+        kept = lower.within(self.best - lower.value)
+        if len(np.unique(node.unit[kept])) < self.problem.units:
+            return  # a unit without a point that could belong to a plan as good as the best
+        if int(kept.sum()) - self.problem.units <= SWEPT_POINTS and self._swept(lower, rows):
+            return
+        for half in _halves(self.problem, rows[kept], shares):
+            self.pushed += 1
+            heappush(self.open, (floor, self.pushed, half))
+
+    def _propose(self, node: Problem, rows: Int64[ndarray, "points"], shares: Float64[ndarray, "points"]) -> None:
+        """Take every unit's largest share, repair, fill."""
+        plan = repaired(node, node.best_of_units(-shares))
+        if plan is not None:
+            plan = filled(node, plan)
+            self._keep(rows[plan], node.value(plan))
+
+    def _swept(self, lower: Bound, rows: Int64[ndarray, "points"]) -> bool:
+        """Whether a sweep found all that a node holds."""
+        swept = Sweep(lower, self.best, self.tie, SWEPT_STATES).run(all_or_nothing=True)
+        if swept.rows is not None:
+            self._keep(rows[swept.rows], swept.value)
+        return swept.complete
+
+    def _keep(self, plan: Int64[ndarray, "units"], value: int) -> None:
+        if value < self.best or (self.rows is None and value == self.best):
+            self.best, self.rows = value, plan
+
+
+def _halves(
+    problem: Problem, rows: Int64[ndarray, "kept"], shares: Float64[ndarray, "points"]
+) -> list[Bool[ndarray, "points"]]:
+    """Two nodes that share out the points of the most mixed unit, where it is mixed half to half; of a unit that is not
+    mixed, its point and the others."""
+    unit = problem.unit[rows]
+    counts = np.bincount(unit, minlength=problem.units)
+    largest = np.zeros(problem.units)
+    np.maximum.at(largest, unit, shares[rows])
+    chosen = int(np.argmin(np.where(counts > 1, largest, 2.0)))
+    own = rows[unit == chosen]
+    others = np.zeros(len(problem.unit), dtype=bool)
+    others[rows[unit != chosen]] = True
+    share = shares[own]
+    if share.max() > 1.0 - 1e-6:
+        first = np.arange(len(own)) == int(np.argmax(share))
+    else:
+        # The points stand by cost; both sides get a part of the mixture, so that neither node repeats the parent.
+        upto = np.cumsum(share) < 0.5 * share.sum()
+        upto[int(np.argmax(share > 0))] = True
+        first = upto
+    halves = []
+    for side in (first, ~first):
+        half = others.copy()
+        half[own[side]] = True
+        halves.append(half)
+    return halves
+
+
+class _Relaxation:
+    """The linear program of a core in which units may mix points, and limits may be exceeded at a steep price, so that every
+    node has an answer and its multipliers a finite bound."""
+
+    STEEP = 1e3  # gaps for exceeding a limit by the widest span of a cost
+
+    def __init__(self, problem: Problem, gap: int) -> None:
+        from scipy.sparse import csr_array, hstack  # type: ignore[import-untyped]
+
+        self.problem = problem
+        points, dimensions = len(problem.unit), problem.dimensions
+        base = problem.first[problem.unit]
+        self.gap = float(gap)
+        self.span = np.maximum(problem.cost.max(axis=0) - problem.cost.min(axis=0), 1).astype(np.float64)
+        self.loss = np.concatenate(
+            [(problem.objective - problem.objective[base]) / self.gap, np.full(dimensions, self.STEEP)]
+        )
+        cost = (problem.cost - problem.cost[base]) / self.span
+        self.above = hstack([csr_array(cost.T), csr_array(-np.eye(dimensions))]).tocsr()
+        self.left = (problem.limit - problem.cost[problem.first].sum(axis=0)) / self.span
+        one = csr_array(
+            (np.ones(points), (problem.unit, np.arange(points))), shape=(problem.units, points + dimensions)
+        )
+        self.one = one
+
+    def solve(self, allowed: Bool[ndarray, "points"]) -> tuple[Float64[ndarray, "points"], tuple[float, ...]]:
+        """Shares of the points, and the multipliers of the limits."""
+        from scipy.optimize import linprog  # type: ignore[import-untyped]
+
+        points = len(self.problem.unit)
+        most = np.concatenate([allowed.astype(np.float64), np.full(self.problem.dimensions, np.inf)])
+        answer = linprog(
+            self.loss,
+            A_ub=self.above,
+            b_ub=self.left,
+            A_eq=self.one,
+            b_eq=np.ones(self.problem.units),
+            bounds=np.column_stack([np.zeros(len(most)), most]),
+            method="highs-ds",
+        )
+        if answer.x is None:  # no answer is no bound: multipliers of 0 still give a valid one
+            return allowed.astype(np.float64), (0.0,) * self.problem.dimensions
+        multipliers = -answer.ineqlin.marginals * self.gap / self.span
+        return answer.x[:points], tuple(shortened(float(value)) for value in multipliers)

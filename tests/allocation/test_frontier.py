@@ -1,0 +1,59 @@
+"""All budgets at once."""
+
+import pytest
+from hypothesis import given, settings
+
+from allocation.cases import Drawn, best, built, close, loss_of, questions
+from bitbudget.allocation import frontier, solve
+from bitbudget.errors import InputError
+
+
+@settings(max_examples=300)
+@given(questions())
+def test_every_corner_is_the_best_plan_of_its_cost(drawn: Drawn) -> None:
+    units, budgets = built(drawn)
+    dimension = list(budgets)[-1]
+    place = len(budgets) - 1
+    curve = frontier(units, dimension, budgets)
+    for cost, loss in zip(curve.costs, curve.losses, strict=True):
+        wanted = best(units, {name: cost if name == dimension else None for name in budgets})
+        assert wanted is not None
+        assert abs(loss - float(wanted[0])) <= 1e-12 * max(curve.losses[0], 1e-300)
+        plan = curve.plan(cost)
+        assert sum(point.cost[place] for point in plan.values()) == cost
+        assert close(loss_of(list(plan.values())), wanted[0])
+
+
+@settings(max_examples=200)
+@given(questions(dimensions=1))
+def test_upgrades_pay_less_and_less_and_no_plan_lies_below_them(drawn: Drawn) -> None:
+    units, budgets = built(drawn)
+    curve = frontier(units, "bytes", budgets)
+    slopes = [upgrade.loss / upgrade.cost for upgrade in curve.upgrades]
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(slopes, slopes[1:], strict=False))
+    assert list(curve.losses) == sorted(curve.losses, reverse=True)
+    middle = (curve.costs[0] + curve.costs[-1]) // 2
+    below = max(place for place, cost in enumerate(curve.costs) if cost <= middle)
+    chord = curve.losses[below]
+    if below + 1 < len(curve.costs):
+        chord -= slopes[below] * (middle - curve.costs[below])
+    assert solve(units, {"bytes": middle}).loss >= chord - 1e-12 * curve.losses[0]
+
+
+@settings(max_examples=100)
+@given(questions(dimensions=1))
+def test_the_bound_and_price_are_those_of_the_curve(drawn: Drawn) -> None:
+    units, budgets = built(drawn)
+    curve = frontier(units, "bytes", budgets)
+    assert len(curve.thinned(3)) <= 3
+    assert curve.thinned(10_000) == list(zip(curve.costs, curve.losses, strict=True))
+    if curve.upgrades:
+        first = solve(units, {"bytes": curve.costs[0]})
+        assert first.shadow_prices["bytes"] == pytest.approx(curve.upgrades[0].loss / curve.upgrades[0].cost, rel=1e-9)
+    assert solve(units, {"bytes": curve.costs[-1]}).shadow_prices["bytes"] == 0.0
+
+
+def test_unknown_dimensions_are_refused() -> None:
+    units, budgets = built(([[((1,), 1.0)]], {"bytes": 3}))
+    with pytest.raises(InputError, match="litres"):
+        frontier(units, "litres", budgets)
