@@ -99,7 +99,7 @@ def main() -> None:
         "choice": options.choice,
         "source_bytes": sum(path.stat().st_size for path in source.glob("*.safetensors")),
         "forecast_weights_bytes": predicted["weights_bytes"],
-        "saved_weights_bytes": record["plan"]["weights_bytes"],
+        "saved_weights_bytes": record["output"]["weights_bytes"],
         "forecast_disk_bytes": predicted["disk_bytes"],
         "saved_disk_bytes": sum(path.stat().st_size for path in written),
         "verification": record["verification"],

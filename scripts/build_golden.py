@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bitbudget.checkpoint.native import FORMAT_VERSION
 from bitbudget.models.source import SourceModel
-from bitbudget.pipeline.plan import DEFAULT_SHARD_BYTES, Plan, plan_layer, shards_of
+from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, plan_layer, shards_of
 from bitbudget.pipeline.progress import Silent
 from bitbudget.pipeline.quantize import write_checkpoint
 from bitbudget.pipeline.verify import open_folder
@@ -74,7 +74,7 @@ def main() -> None:
         layers = tuple(plan_layer(layer, Choice.parse(text)) for layer, text in wanted)
         assert not any(planned.note for planned in layers), "every choice fits its layer"
         shards = shards_of(source, layers, DEFAULT_SHARD_BYTES)
-        plan = Plan(layers, source.passthrough, shards, {"method": "round to nearest"})
+        plan = OutputPlan(layers, source.passthrough, shards, {"method": "round to nearest"})
         text = {"name": "none", "sha256": "", "parts": {}}
         write_checkpoint(source, plan, folder, text, "golden", Silent())
     golden = open_folder(folder)

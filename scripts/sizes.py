@@ -1,6 +1,6 @@
 """Prints the functions and files of the package that are larger than the house style allows (CONTRIBUTING.md).
 
-    python scripts/sizes.py
+python scripts/sizes.py
 """
 
 import ast

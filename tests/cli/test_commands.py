@@ -31,7 +31,7 @@ def damage(folder: Path, ending: str) -> str:
 def test_forecast_agrees_with_quantize(invoke, tiny: Path, stored: Path) -> None:
     found = document(invoke("forecast", tiny, "--choice", "int4:g64", "--no-probe", "--json"))
     record = json.loads((stored / "bitbudget.json").read_text())
-    assert found["rows"][0]["weights_bytes"] == record["plan"]["weights_bytes"]
+    assert found["rows"][0]["weights_bytes"] == record["output"]["weights_bytes"]
     assert found["rows"][0]["disk_bytes"] == (stored / "model.safetensors").stat().st_size
 
 
@@ -145,7 +145,7 @@ def test_inspect(invoke, stored: Path) -> None:
         assert words in result.stdout
     every = invoke("inspect", stored, "--layers")
     assert "model.layers.1.self_attn.q_proj" in every.stdout
-    assert len(document(invoke("inspect", stored, "--json"))["plan"]["layers"]) == 23
+    assert len(document(invoke("inspect", stored, "--json"))["output"]["layers"]) == 23
 
 
 def test_inspect_shows_a_file_that_differs(invoke, damaged: Path) -> None:

@@ -43,7 +43,7 @@ def test_quantize_verify_load(name: str, tmp_path: Path) -> None:
         tmp_path / "out",
     )
     record = quantize(original, CHOICE, stored, embedding=EMBEDDING, max_shard_bytes=200_000, verify=False)
-    assert any("outliers" in entry["choice"] for entry in record["plan"]["layers"].values())
+    assert any("outliers" in entry["choice"] for entry in record["output"]["layers"].values())
     result = verify_folder(stored, SourceModel.open(original), None, Run("cpu"), SHORT)
     assert result.passed, result.problems
     assert result.measurement is not None and result.sample is not None

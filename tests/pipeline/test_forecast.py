@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from bitbudget.errors import InputError
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.forecast import DEFAULT_CHOICES, forecast
-from bitbudget.pipeline.plan import uniform_plan
+from bitbudget.pipeline.output import uniform_plan
 from bitbudget.pipeline.progress import Silent
 from bitbudget.pipeline.quantize import write_checkpoint
 from bitbudget.storage import Choice

@@ -36,7 +36,7 @@ found = forecast(sys.argv[1], choices=["int4:g128"], probe=False)
 threading.Thread(target=sample, daemon=True).start()
 record = quantize(sys.argv[1], "int4:g128", sys.argv[2], progress=Stages())
 place[0] = None
-print(json.dumps({"forecast": found.to_dict(), "peaks": peaks, "plan": record["plan"]["disk_bytes"]}))
+print(json.dumps({"forecast": found.to_dict(), "peaks": peaks, "plan": record["output"]["disk_bytes"]}))
 """
 
 

@@ -149,7 +149,7 @@ def test_a_tensor_that_the_record_forgot_is_seen(copy: Path, original: Path) -> 
 
 def test_bytes_that_differ_from_the_prediction(copy: Path) -> None:
     record = json.loads((copy / RECORD_NAME).read_text())
-    record["plan"]["weights_bytes"] += 1
+    record["output"]["weights_bytes"] += 1
     (copy / RECORD_NAME).write_text(json.dumps(record))
     assert_found(copy, None, "bytes", "predicted")
 

@@ -15,7 +15,7 @@ from bitbudget.checkpoint.read import Checkpoint
 from bitbudget.errors import InputError, OutputError
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.api import quantize
-from bitbudget.pipeline.plan import fitted, uniform_plan
+from bitbudget.pipeline.output import fitted, uniform_plan
 from bitbudget.pipeline.progress import Silent
 from bitbudget.pipeline.verify import open_folder
 from bitbudget.rounding import nearest
@@ -122,7 +122,7 @@ def test_nan_is_refused_with_its_place(model_copy: Callable[[], Path], tmp_path:
 def test_group_size_that_does_not_divide_is_replaced_and_listed(tmp_path: Path) -> None:
     source = zoo.make_model("llama", tmp_path / "model", text=True)  # intermediate size 150
     record = quantize(source, CHOICE, tmp_path / "out", verify=False)
-    entry = record["plan"]["layers"]["model.layers.0.mlp.down_proj"]
+    entry = record["output"]["layers"]["model.layers.0.mlp.down_proj"]
     assert entry["choice"] == "int4:g30"
     assert "150 columns are not divisible by the group size 32" in entry["note"]
     assert "int4:g30" in (tmp_path / "out" / "README.md").read_text()
@@ -134,7 +134,7 @@ def test_tied_embedding_is_stored_and_charged_once(tmp_path: Path) -> None:
     names = Checkpoint.open(tmp_path / "out").tensors
     assert "model.embed_tokens.dense.codes" in names
     assert not any(name.startswith("lm_head") for name in names)
-    assert record["plan"]["layers"]["model.embed_tokens"]["kind"] == "tied"
+    assert record["output"]["layers"]["model.embed_tokens"]["kind"] == "tied"
     with pytest.raises(InputError, match="one matrix"):
         quantize(source, CHOICE, tmp_path / "other", embedding="int8:g64", head="int4:g64")
 
@@ -168,7 +168,7 @@ def test_tiny_weights_get_bf16_scales_and_say_so(model_copy: Callable[[], Path],
     mutants.edit(folder, "model.layers.0.self_attn.q_proj.weight", shrink, "<u2")
     record = quantize(folder, CHOICE, tmp_path / "out", device="cpu")
     name = "model.layers.0.self_attn.q_proj"
-    assert record["plan"]["layers"][name]["choice"] == "int4:g32:scale=bf16"
+    assert record["output"]["layers"][name]["choice"] == "int4:g32:scale=bf16"
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["choices"][config["layers"][name]] == "int4:g32:scale=bf16"
     assert Checkpoint.open(tmp_path / "out").tensors[f"{name}.dense.scale"].dtype == torch.bfloat16

@@ -11,7 +11,7 @@ from bitbudget.errors import InputError, VerificationError
 from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.measure import Measurement
-from bitbudget.pipeline.plan import DEFAULT_SHARD_BYTES, Plan, uniform_plan
+from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, uniform_plan
 from bitbudget.pipeline.progress import Progress, Run, Silent
 from bitbudget.pipeline.quantize import write_checkpoint, write_record
 from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
@@ -124,7 +124,7 @@ def source_name(model: str | Path) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else str(model)
 
 
-def refuse_idle(plan: Plan) -> None:
+def refuse_idle(plan: OutputPlan) -> None:
     """Raise InputError if every layer would stay as it is: that is a copy, not a checkpoint of ours."""
     if not plan.stored_choices:
         notes = {planned.note for planned in plan.layers if planned.note}

@@ -6,7 +6,7 @@ from typing import Any
 
 def model_card(record: dict[str, Any]) -> str:
     """Markdown text of README.md."""
-    plan, source = record["plan"], record["source"]
+    plan, source = record["output"], record["source"]
     head = [
         "---",
         "library_name: transformers",

@@ -45,7 +45,7 @@ class Folder:
     def expected(self) -> dict[str, TensorSpec]:
         """Every tensor that the record promises, by name. Dtypes and shapes of kept tensors come from the file itself."""
         specs: dict[str, TensorSpec] = {}
-        for name, entry in self.record["plan"]["layers"].items():
+        for name, entry in self.record["output"]["layers"].items():
             if name in self.config.layers:
                 shape = (entry["shape"][0], entry["shape"][1])
                 for spec in NATIVE.specs(self.config.layers[name], shape):
@@ -64,7 +64,7 @@ def complete(folder: Folder) -> Iterator[str]:
         info = found.get(name)
         if info and (info.dtype != spec.dtype or info.shape != spec.shape):
             yield f"the tensor {name} is {info.dtype} {list(info.shape)} instead of {spec.dtype} {list(spec.shape)}"
-    planned = {name: entry["choice"] for name, entry in folder.record["plan"]["layers"].items()}
+    planned = {name: entry["choice"] for name, entry in folder.record["output"]["layers"].items()}
     for name, choice in folder.config.layers.items():
         if planned.get(name) != str(choice):
             yield f"config.json stores the layer {name} as {choice}, the plan as {planned.get(name)}"
@@ -72,7 +72,7 @@ def complete(folder: Folder) -> Iterator[str]:
 
 def sizes(folder: Folder) -> Iterator[str]:
     """Bytes of the tensors and of the files equal what was predicted before anything was written."""
-    plan = folder.record["plan"]
+    plan = folder.record["output"]
     total = sum(info.nbytes for info in folder.checkpoint.tensors.values())
     if total != plan["weights_bytes"]:
         yield f"the tensors take {total:,} bytes, predicted were {plan['weights_bytes']:,}"
@@ -95,7 +95,7 @@ def hashes(folder: Folder) -> Iterator[str]:
 
 def values(folder: Folder) -> Iterator[str]:
     """No NaN or infinity in any tensor of the model, no scale that is zero, every index legal."""
-    unused = {name for name, reason in folder.record["plan"]["kept"].items() if reason == UNUSED}
+    unused = {name for name, reason in folder.record["output"]["kept"].items() if reason == UNUSED}
     for name, info in folder.checkpoint.tensors.items():
         if info.dtype.is_floating_point and name not in unused and not _finite(folder.checkpoint, name):
             yield f"the tensor {name} holds NaN or infinity"
@@ -155,7 +155,7 @@ def _illegal_csr(stored: dict[str, Tensor], shape: tuple[int, int]) -> Iterator[
 
 def accounted(folder: Folder, original: SourceModel) -> Iterator[str]:
     """Every tensor of the original is stored, kept with the same bytes, or left out for a reason that the plan gives."""
-    plan, found = folder.record["plan"], folder.checkpoint.tensors
+    plan, found = folder.record["output"], folder.checkpoint.tensors
     of_layers = {layer.tensor: layer.name for layer in original.layers}
     for name, info in original.checkpoint.tensors.items():
         stored = of_layers.get(name) in folder.config.layers

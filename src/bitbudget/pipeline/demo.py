@@ -11,7 +11,7 @@ import torch
 from bitbudget.data import DEMO_NAME
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.api import open_source, quantize
-from bitbudget.pipeline.plan import Plan, uniform_plan
+from bitbudget.pipeline.output import OutputPlan, uniform_plan
 from bitbudget.pipeline.progress import Progress, Silent
 from bitbudget.storage import Choice
 
@@ -78,12 +78,12 @@ def _row(source: SourceModel, choice: str, output: Path, device: str, progress: 
     written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert written == plan.disk_bytes, "verification compares these too"
     measurement = record["verification"]["measurement"]
-    return DemoRow(choice, folder, plan.stored_bits, plan.weights_bytes, record["plan"]["weights_bytes"], measurement)
+    return DemoRow(choice, folder, plan.stored_bits, plan.weights_bytes, record["output"]["weights_bytes"], measurement)
 
 
 def _original(source: SourceModel, row: DemoRow) -> DemoRow:
     """The original measured by the same text: its numbers stand in every other row's measurement."""
-    plan: Plan = uniform_plan(source, Choice.parse("bf16"))
+    plan: OutputPlan = uniform_plan(source, Choice.parse("bf16"))
     measurement = row.measurement | {
         "kl": 0.0,
         "kl_se": 0.0,

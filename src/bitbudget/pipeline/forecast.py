@@ -15,8 +15,8 @@ from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import KvCache, kv_cache
 from bitbudget.pipeline.durations import stage_seconds
+from bitbudget.pipeline.output import OutputPlan, uniform_plan
 from bitbudget.pipeline.peaks import memory_now, stage_peaks
-from bitbudget.pipeline.plan import Plan, uniform_plan
 from bitbudget.pipeline.probe import Kind, Speeds, measure_speeds
 from bitbudget.pipeline.workload import Workload, weights
 from bitbudget.storage import Choice
@@ -32,7 +32,7 @@ SMALLEST = ("int2:g128", "int4:g128", "int4:g128")  # linears, embedding, head
 
 @dataclass(frozen=True)
 class Row:
-    """One uniform choice: bytes of its tensors, of its files, and bits a weight (see `Plan`)."""
+    """One uniform choice: bytes of its tensors, of its files, and bits a weight (see `OutputPlan`)."""
 
     choice: str
     embedding: str
@@ -168,7 +168,7 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
     )
 
 
-def _plan(source: SourceModel, choice: str, embedding: str, head: str) -> Plan:
+def _plan(source: SourceModel, choice: str, embedding: str, head: str) -> OutputPlan:
     """The plan that `quantize` makes of the same words."""
     of_embedding, of_head = (None if word == KEPT else Choice.parse(word) for word in (embedding, head))
     return uniform_plan(source, Choice.parse(choice), of_embedding, of_head)
@@ -187,7 +187,7 @@ def _now(source: SourceModel) -> Now:
     )
 
 
-def _row(plan: Plan) -> Row:
+def _row(plan: OutputPlan) -> Row:
     settings = plan.settings
     as_it_is = all(planned.choice.kept for planned in plan.layers)
     return Row(
@@ -201,7 +201,7 @@ def _row(plan: Plan) -> Row:
     )
 
 
-def _kept(source: SourceModel, plan: Plan) -> tuple[Kept, ...]:
+def _kept(source: SourceModel, plan: OutputPlan) -> tuple[Kept, ...]:
     """Reasons in order of their bytes; layers that a plan keeps are among them."""
     found: dict[str, list[int]] = defaultdict(list)
     for tensor in plan.kept:
@@ -214,7 +214,7 @@ def _kept(source: SourceModel, plan: Plan) -> tuple[Kept, ...]:
     return tuple(sorted(kept, key=lambda entry: -entry.nbytes))
 
 
-def _fallbacks(plans: Iterable[tuple[str, Plan]]) -> tuple[Fallback, ...]:
+def _fallbacks(plans: Iterable[tuple[str, OutputPlan]]) -> tuple[Fallback, ...]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for text, plan in plans:
         for planned in plan.layers:

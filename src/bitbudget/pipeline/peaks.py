@@ -17,7 +17,7 @@ from bitbudget.checkpoint.read import CONVERT_BYTES
 from bitbudget.models.layers import Layer
 from bitbudget.pipeline.checks import TILE_BYTES as LOOK_BYTES
 from bitbudget.pipeline.measure import CHUNK_BYTES
-from bitbudget.pipeline.plan import PlannedLayer
+from bitbudget.pipeline.output import PlannedLayer
 from bitbudget.pipeline.quantize import FINITE_PIECE
 from bitbudget.pipeline.workload import Workload, weights
 from bitbudget.rounding.nearest import TILE_WEIGHTS

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitbudget.errors import OutputError
 from bitbudget.pipeline.measure import CHUNK_BYTES
-from bitbudget.pipeline.plan import fitted
+from bitbudget.pipeline.output import fitted
 from bitbudget.pipeline.verify import VERIFY_CUT
 from bitbudget.rounding import nearest
 from bitbudget.storage import Choice

@@ -22,7 +22,8 @@ from bitbudget.models.layers import UNUSED
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.card import model_card
 from bitbudget.pipeline.files import OtherFiles
-from bitbudget.pipeline.plan import Plan, PlannedLayer
+from bitbudget.pipeline.output import OutputPlan, PlannedLayer
+from bitbudget.pipeline.plans import decision
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.pipeline.record import RECORD_NAME
 from bitbudget.rounding import nearest
@@ -30,7 +31,7 @@ from bitbudget.rounding import nearest
 FINITE_PIECE = 2**22  # values looked at in one go
 
 
-def prepare_output(output: Path, plan: Plan) -> None:
+def prepare_output(output: Path, plan: OutputPlan) -> None:
     """Make the folder, or accept it if it is empty or an unfinished run of ours.
 
     Raises:
@@ -60,7 +61,7 @@ def prepare_output(output: Path, plan: Plan) -> None:
 
 
 def write_checkpoint(
-    source: SourceModel, plan: Plan, output: Path, text: dict[str, Any], name: str, progress: Progress
+    source: SourceModel, plan: OutputPlan, output: Path, text: dict[str, Any], name: str, progress: Progress
 ) -> dict[str, Any]:
     """Write every shard that the journal does not hold, the other files, and last config.json; returns the record.
 
@@ -82,7 +83,9 @@ def write_checkpoint(
     return record
 
 
-def _write_shard(source: SourceModel, plan: Plan, shard: Shard, output: Path, progress: Progress) -> dict[str, str]:
+def _write_shard(
+    source: SourceModel, plan: OutputPlan, shard: Shard, output: Path, progress: Progress
+) -> dict[str, str]:
     """Hashes of the shard's tensors; those of the source's tensors stand under `source/<name>`."""
     hashes: dict[str, str] = {}
     wanted = {spec.name for spec in shard.specs}
@@ -109,13 +112,13 @@ def _store(planned: PlannedLayer, tensor: Tensor) -> dict[str, Tensor]:
     return {f"{planned.layer.name}.{name}": value for name, value in weight.tensors().items()}
 
 
-def _origins(plan: Plan, shard: Shard) -> list[str]:
+def _origins(plan: OutputPlan, shard: Shard) -> list[str]:
     """Source tensors that a shard's tensors come from, in the source's order."""
     made_from = {spec.name: planned.layer.tensor for planned in plan.layers for spec in planned.specs()}
     return list(dict.fromkeys(made_from.get(spec.name, spec.name) for spec in shard.specs))
 
 
-def _bytes(source: SourceModel, shards: Iterable[Shard], plan: Plan) -> int:
+def _bytes(source: SourceModel, shards: Iterable[Shard], plan: OutputPlan) -> int:
     return sum(source.checkpoint.tensors[name].nbytes for shard in shards for name in _origins(plan, shard))
 
 
@@ -136,7 +139,7 @@ def _refuse_not_finite(source: SourceModel, name: str, tensor: Tensor) -> None:
     )
 
 
-def _fingerprint(source: SourceModel, plan: Plan, text: dict[str, Any]) -> str:
+def _fingerprint(source: SourceModel, plan: OutputPlan, text: dict[str, Any]) -> str:
     """Of everything the output depends on: weights by header, size and modification time, plan, text, versions."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.checkpoint.files]
     tensors = {name: [str(info.dtype), info.shape, info.start] for name, info in source.checkpoint.tensors.items()}
@@ -145,7 +148,7 @@ def _fingerprint(source: SourceModel, plan: Plan, text: dict[str, Any]) -> str:
 
 
 def _finish(
-    source: SourceModel, plan: Plan, output: Path, text: dict[str, Any], name: str, hashes: dict[str, str]
+    source: SourceModel, plan: OutputPlan, output: Path, text: dict[str, Any], name: str, hashes: dict[str, str]
 ) -> dict[str, Any]:
     """Index, other files, record, and last the config that makes the folder a model."""
     if len(plan.shards) > 1:
@@ -155,11 +158,13 @@ def _finish(
     plan = plan.as_written({name: info.dtype for name, info in written.tensors.items()})
     config_bytes = (source.folder / "config.json").read_bytes()
     of_source = {key.removeprefix("source/"): value for key, value in hashes.items() if key.startswith("source/")}
+    inputs = {"config": sha256(config_bytes).hexdigest(), "text": text["sha256"]}
     record = {
         "format_version": FORMAT_VERSION,
         "versions": versions(),
-        "source": {"name": name, "config_sha256": sha256(config_bytes).hexdigest(), "tensors": of_source},
-        "plan": plan.to_dict(),
+        "source": {"name": name, "config_sha256": inputs["config"], "tensors": of_source},
+        "plan": decision(plan, inputs).to_dict(),
+        "output": plan.to_dict(),
         "text": text,
         "tensors": {spec.name: hashes[spec.name] for shard in plan.shards for spec in shard.specs},
         "other_files": {"copied": others.copy(source.folder, output), "left_out": others.left_out},

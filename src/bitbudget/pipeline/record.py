@@ -9,7 +9,7 @@ from bitbudget.errors import InputError
 RECORD_NAME = "bitbudget.json"
 CONFIG_NAME = "config.json"
 JOURNAL_NAME = "journal.jsonl"
-NEEDED = frozenset({"plan", "tensors", "source", "text"})
+NEEDED = frozenset({"plan", "output", "tensors", "source", "text"})
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -31,7 +31,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     record, config = _json(path / RECORD_NAME), _json(path / CONFIG_NAME)
     if not isinstance(config.get("quantization_config"), dict) or not record.keys() >= NEEDED:
         raise InputError(
-            f"{path}: {CONFIG_NAME} has no quantization_config, or {RECORD_NAME} lacks its plan; a file is damaged."
+            f"{path}: {CONFIG_NAME} has no quantization_config, or {RECORD_NAME} lacks what was planned; a file is damaged."
         )
     return record, config
 

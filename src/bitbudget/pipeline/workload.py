@@ -11,7 +11,7 @@ import torch
 from bitbudget.checkpoint.read import TensorInfo
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import longest_context
-from bitbudget.pipeline.plan import Plan, PlannedLayer
+from bitbudget.pipeline.output import OutputPlan, PlannedLayer
 from bitbudget.pipeline.verify import VERIFY_CUT
 
 VERIFY_TOKENS = VERIFY_CUT.tokens or 4096
@@ -22,7 +22,7 @@ class Workload:
     """One model, one plan, one device and the dtype it computes in."""
 
     source: SourceModel
-    plan: Plan
+    plan: OutputPlan
     device: torch.device
     dtype: torch.dtype
 

@@ -21,7 +21,7 @@ Layers = dict[str, dict[str, Any]]
 
 def quantized(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """What `quantize --json` prints: the totals; every layer and hash stands in the record itself."""
-    plan, layers = record["plan"], record["plan"]["layers"]
+    plan, layers = record["output"], record["output"]["layers"]
     totals = ("weights_bytes", "disk_bytes", "stored_bits", "code_bits", "settings")
     choices = Counter((entry["kind"], entry["choice"]) for entry in layers.values())
     return {
@@ -38,15 +38,15 @@ def show_quantized(console: Console, folder: Path, record: dict[str, Any]) -> No
     """What `quantize` made."""
     show_totals(console, folder, record)
     console.print()
-    show_layers(console, record["plan"]["layers"])
-    show_notes(console, record["plan"]["layers"])
+    show_layers(console, record["output"]["layers"])
+    show_notes(console, record["output"]["layers"])
     console.print()
     show_verification(console, record.get("verification"))
 
 
 def show_inspection(console: Console, folder: Path, record: dict[str, Any], every_layer: bool) -> None:
     """Everything that bitbudget.json tells of a checkpoint."""
-    layers = record["plan"]["layers"]
+    layers = record["output"]["layers"]
     show_totals(console, folder, record)
     console.print()
     show_layers(console, layers, every_layer)
@@ -54,7 +54,7 @@ def show_inspection(console: Console, folder: Path, record: dict[str, Any], ever
     console.print()
     show_blocks(console, layers)
     console.print()
-    _show_kept(console, record["plan"]["kept"])
+    _show_kept(console, record["output"]["kept"])
     console.print()
     _show_files(console, folder, record)
     console.print()
@@ -65,7 +65,7 @@ def show_inspection(console: Console, folder: Path, record: dict[str, Any], ever
 
 def show_totals(console: Console, folder: Path, record: dict[str, Any]) -> None:
     """Name, bytes and bits."""
-    plan = record["plan"]
+    plan = record["output"]
     say(console, f"{folder}: {record['source']['name']}, {plan['settings']['method']}", style="bold")
     table = new_table("", "", left=2)
     table.show_header = False
@@ -174,7 +174,7 @@ def _show_kept(console: Console, kept: dict[str, str]) -> None:
 
 def _show_files(console: Console, folder: Path, record: dict[str, Any]) -> None:
     table = new_table("file", "bytes")
-    for name, entry in record["plan"]["files"].items():
+    for name, entry in record["output"]["files"].items():
         table.add_row(printable(name), f"{entry['bytes']:,}" + _difference(folder / name, entry["bytes"]))
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""The plan: every layer by its full name with its choice and bytes, every other tensor with the reason why it stays as it is."""
+"""The planned output: every tensor that will be in the files, by name and bytes, and why those that stay as they are do so."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class PlannedLayer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class OutputPlan:
     """What `quantize` will write, known to the byte before any weight is read."""
 
     layers: tuple[PlannedLayer, ...]
@@ -85,7 +85,7 @@ class Plan:
         """Choice of every layer that is not kept as it was."""
         return {planned.layer.name: planned.choice for planned in self.layers if not planned.choice.kept}
 
-    def as_written(self, dtypes: Mapping[str, torch.dtype]) -> "Plan":
+    def as_written(self, dtypes: Mapping[str, torch.dtype]) -> "OutputPlan":
         """The plan with the choices of the finished file: bf16 scales or residuals where fp16 could not hold them."""
         layers = tuple(replace(planned, choice=_as_written(planned, dtypes)) for planned in self.layers)
         return replace(self, layers=layers)
@@ -136,7 +136,7 @@ def uniform_plan(
     embedding: Choice | None = None,
     head: Choice | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-) -> Plan:
+) -> OutputPlan:
     """One choice for every linear of the blocks; embedding and head by their own (None: as they are).
 
     Where a group size does not divide a layer, the largest smaller divisor takes its place, and where there is none one
@@ -156,7 +156,7 @@ def uniform_plan(
         "head": str(head) if head else "16bit",
         "max_shard_bytes": max_shard_bytes,
     }
-    return Plan(layers, source.passthrough, shards_of(source, layers, max_shard_bytes), settings)
+    return OutputPlan(layers, source.passthrough, shards_of(source, layers, max_shard_bytes), settings)
 
 
 def plan_layer(layer: Layer, choice: Choice | None) -> PlannedLayer:
