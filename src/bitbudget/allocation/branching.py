@@ -4,17 +4,12 @@ HiGHS prunes by absolute tolerances, so losses are counted in ten-thousandths of
 It stops after a number of nodes, never after a time: a time limit would give every machine its own answer.
 """
 
-import ctypes
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from bitbudget.allocation.bound import Bound
+from bitbudget.allocation.highs import silent
 from bitbudget.allocation.problem import Problem
 
 GAP_UNITS = 1e5
@@ -37,7 +32,7 @@ def branched(bound: Bound, best: int, node_limit: int) -> Int64[ndarray, "units"
     base = bound.base[problem.unit[rows]]
     loss = (problem.objective[rows] - problem.objective[base]) * (GAP_UNITS / max(best - bound.value, 1))
     one_each = _one_of_each(problem, rows)
-    with _silent():
+    with silent():
         answer = milp(
             loss,
             integrality=np.ones(len(rows)),
@@ -70,21 +65,3 @@ def _rows_of_costs(
     left = (problem.limit - problem.cost[bound.base].sum(axis=0)).astype(np.float64)
     scale = np.maximum(np.abs(cost).max(axis=0), 1.0)
     return (cost / scale).T, -np.inf, left / scale
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps the process's standard output free of a line that HiGHS prints from C++ whatever its options say."""
-    library = ctypes.CDLL(None) if os.name == "posix" else ctypes.CDLL("msvcrt")
-    sys.stdout.flush()
-    library.fflush(None)
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        library.fflush(None)  # what C still holds back belongs to HiGHS
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)

@@ -7,6 +7,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from bitbudget.allocation.bound import lagrangian
+from bitbudget.allocation.highs import silent
 from bitbudget.allocation.hull import taken, upgrades
 from bitbudget.allocation.problem import Problem, sorted_problem
 
@@ -106,7 +107,8 @@ class _CuttingPlanes:
         least = np.maximum(-self.best * self.cost_unit / scale, -self.box)
         bounds = [(None, None), *((low, self.box) for low in least.tolist())]
         costs = [-1.0] + [0.0] * self.problem.dimensions
-        answer = linprog(costs, A_ub=matrix, b_ub=there / scale, bounds=bounds, method="highs")
+        with silent():
+            answer = linprog(costs, A_ub=matrix, b_ub=there / scale, bounds=bounds, method="highs")
         return (0.0, np.zeros(self.problem.dimensions)) if answer.x is None else (float(answer.x[0]), answer.x[1:])
 
 

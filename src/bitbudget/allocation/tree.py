@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from bitbudget.allocation.bound import Bound, bound
 from bitbudget.allocation.fill import filled, repaired
+from bitbudget.allocation.highs import silent
 from bitbudget.allocation.multipliers import shortened
 from bitbudget.allocation.problem import Problem
 from bitbudget.allocation.sweep import Sweep
@@ -186,15 +187,16 @@ class _Relaxation:
 
         points = len(self.problem.unit)
         most = np.concatenate([allowed.astype(np.float64), np.full(self.problem.dimensions, np.inf)])
-        answer = linprog(
-            self.loss,
-            A_ub=self.above,
-            b_ub=self.left,
-            A_eq=self.one,
-            b_eq=np.ones(self.problem.units),
-            bounds=np.column_stack([np.zeros(len(most)), most]),
-            method="highs-ds",
-        )
+        with silent():
+            answer = linprog(
+                self.loss,
+                A_ub=self.above,
+                b_ub=self.left,
+                A_eq=self.one,
+                b_eq=np.ones(self.problem.units),
+                bounds=np.column_stack([np.zeros(len(most)), most]),
+                method="highs-ds",
+            )
         if answer.x is None:  # no answer is no bound: multipliers of 0 still give a valid one
             return allowed.astype(np.float64), (0.0,) * self.problem.dimensions
         multipliers = -answer.ineqlin.marginals * self.gap / self.span
