@@ -37,9 +37,8 @@ def quantize(
 ) -> dict[str, Any]:
     """Store the linears of a model's blocks by one choice, write the checkpoint to `output` and verify it.
 
-    model: a folder, a hub id, or "demo". choice, embedding, head: texts such as "int4:g128"; "16bit" keeps a tensor as it
-    is. text: plain text or JSONL for verification (default: the packaged books). Returns the record that bitbudget.json
-    holds.
+    model: a folder, a hub id, or "demo". choice, embedding, head: such as "int4:g128"; "16bit" keeps a tensor as it is.
+    text: plain text or JSONL to verify on (default: the packaged books). Returns the record that bitbudget.json holds.
 
     Raises:
         InputError: the model, text or choice cannot be used; nothing was written.
@@ -58,12 +57,11 @@ def quantize(
     if verify:  # too short a text is found now, not after the work
         sample(words, parts.acceptance, tokenizer, source, VERIFY_CUT)
     record = write_checkpoint(source, plan, output, text_entry(words, parts), source_name(model), run.progress)
-    if not verify:
-        return record
-    result = verify_folder(output, source, words.path, run)
-    record["verification"] = result.to_dict()
-    write_record(output, record)
-    require_passed(result, output)
+    if verify:
+        result = verify_folder(output, source, words.path, run)
+        write_record(output, record | {"verification": result.to_dict()})
+        require_passed(result, output)
+        record["verification"] = result.to_dict()
     return record
 
 
