@@ -47,10 +47,8 @@ class Solution:
         """What the plan leaves of every limited budget."""
         return {name: limit - self.costs[name] for name, limit in self.budgets.items() if limit is not None}
 
-    def readable_prices(self) -> dict[str, float]:
-        """Shadow prices per MiB and per millisecond where the dimension is bytes or nanoseconds, else per unit."""
-        named = {name: READABLE.get(name, (name, 1)) for name in self.shadow_prices}
-        return {
-            f"{self.minimized} per {named[name][0]}": price * named[name][1]
-            for name, price in self.shadow_prices.items()
-        }
+
+def readable_prices(shadow_prices: Mapping[str, float], minimized: str) -> dict[str, float]:
+    """Shadow prices per MiB and per millisecond where the dimension is bytes or nanoseconds, else per unit."""
+    named = {name: READABLE.get(name, (name, 1)) for name in shadow_prices}
+    return {f"{minimized} per {named[name][0]}": price * named[name][1] for name, price in shadow_prices.items()}

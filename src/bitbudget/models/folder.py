@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from bitbudget.checkpoint.native import QUANT_METHOD as OURS
 from bitbudget.errors import InputError
 
 HUB_PATTERNS = (
@@ -22,7 +23,6 @@ HUB_PATTERNS = (
     "NOTICE*",
     "*.tiktoken",
 )
-OURS = "bitbudget"
 QUANTIZER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # written by older quantizers
 
 

@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from bitbudget.errors import InputError
+from bitbudget.models.context import longest_context
 from bitbudget.models.source import SourceModel
 
 KV_DTYPES = MappingProxyType({"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1, "int8": 1})  # bytes a value, no scales
 DEFAULT_CONTEXT_CAP = 8192  # a model may allow a million tokens; few are run with that many
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 WINDOW_NAMES = MappingProxyType({"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"})
 CACHE_KINDS = MappingProxyType({"DynamicLayer": "full", "DynamicSlidingWindowLayer": "sliding"})
 ASKED_TOKENS = 2
@@ -85,13 +85,6 @@ def kv_cache(source: SourceModel, context: int | None = None, dtype: str = "fp16
         return KvCache(tokens, longest, dtype, None, unknown=str(reason))
     groups = tuple(_group(block, count, tokens, KV_DTYPES[dtype]) for block, count in Counter(blocks).items())
     return KvCache(tokens, longest, dtype, sum(group.nbytes for group in groups), groups)
-
-
-def longest_context(config: PreTrainedConfig) -> int | None:
-    """The longest context that a config names, in tokens."""
-    text = config.get_text_config(decoder=True)
-    found = (getattr(text, name, None) for name in CONTEXT_NAMES)
-    return next((length for length in found if isinstance(length, int) and length > 0), None)
 
 
 def _context(asked: int | None, longest: int | None) -> int:

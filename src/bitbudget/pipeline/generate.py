@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TextStreamer
 
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.errors import InputError
+from bitbudget.models.context import longest_context
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,13 @@ def generate(
 
 def _room(model: PreTrainedModel, prompt_tokens: int) -> int:
     """Tokens that fit behind the prompt."""
-    config = model.config.get_text_config(decoder=True)
-    context = getattr(config, "max_position_embeddings", None) or prompt_tokens + 2**20
+    context = longest_context(model.config) or prompt_tokens + 2**20
     if prompt_tokens >= context:
         raise InputError(
             f"The prompt has {prompt_tokens} tokens and the model's context {context}, so nothing fits behind it. "
             "Shorten the prompt."
         )
-    return int(context - prompt_tokens)
+    return context - prompt_tokens
 
 
 def _no_padding(model: PreTrainedModel) -> dict[str, Any]:

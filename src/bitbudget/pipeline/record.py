@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bitbudget.checkpoint.journal import JOURNAL_NAME
 from bitbudget.errors import InputError
 
 RECORD_NAME = "bitbudget.json"
 CONFIG_NAME = "config.json"
-JOURNAL_NAME = "journal.jsonl"
 NEEDED = frozenset({"plan", "output", "tensors", "source", "text"})
 
 

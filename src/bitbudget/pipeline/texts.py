@@ -9,6 +9,7 @@ from bitbudget.calibration.documents import Text, default_text, read_text
 from bitbudget.calibration.split import Split, TextPart, split, whole
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.calibration.tokens import TokenSequence, fingerprint, sequences, take
+from bitbudget.models.context import longest_context
 from bitbudget.models.source import SourceModel
 
 DEFAULT_CONTEXT = 2048  # where a config names no longest context
@@ -57,23 +58,13 @@ def text_entry(text: Text, parts: Split) -> dict[str, Any]:
     return {"name": text.name, "sha256": text.sha256, "parts": {part.name: part.sha256 for part in named}}
 
 
-def context_length(source: SourceModel) -> int:
-    """Longest context that the config names."""
-    config = source.config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions"):
-        length = getattr(config, name, None)
-        if isinstance(length, int) and length > 0:
-            return length
-    return DEFAULT_CONTEXT
-
-
 def sample(text: Text, part: TextPart, tokenizer: Tokenizer, source: SourceModel, cut: Cut) -> Sample:
     """The sequences of a part.
 
     Raises:
         InputError: the text is too short, or its tokens are not in the model's vocabulary.
     """
-    window = min(cut.window, context_length(source))
+    window = min(cut.window, longest_context(source.config) or DEFAULT_CONTEXT)
     vocabulary = source.model.get_input_embeddings().num_embeddings
     every: Sequence[TokenSequence] = sequences(part.documents, tokenizer, window, cut.stride, vocabulary)
     chosen = every if cut.tokens is None else take(every, cut.tokens, at_least=1)

@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 
 from bitbudget.checkpoint.read import TensorInfo
+from bitbudget.models.context import longest_context
 from bitbudget.models.source import SourceModel
-from bitbudget.pipeline.cache_size import longest_context
 from bitbudget.pipeline.output import OutputPlan, PlannedLayer
 from bitbudget.pipeline.verify import VERIFY_CUT
 

@@ -4,8 +4,9 @@ import errno
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitbudget.checkpoint.journal import JOURNAL_NAME
 from bitbudget.errors import BitbudgetError
-from bitbudget.pipeline.record import CONFIG_NAME, JOURNAL_NAME, RECORD_NAME
+from bitbudget.pipeline.record import CONFIG_NAME, RECORD_NAME
 
 OK, INTERNAL, USAGE, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {

@@ -1,7 +1,6 @@
 """Plans in words: what was solved, how good it is, and what one plan does otherwise than another."""
 
 from collections import Counter
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,11 +10,11 @@ from bitbudget.report.terminal import new_table, printable, say
 if TYPE_CHECKING:
     from bitbudget.allocation import Difference, Plan
 
-READABLE = MappingProxyType({"bytes": ("MiB", 2**20), "nanoseconds": ("ms", 10**6)})
-
 
 def show_plan(console: Console, plan: "Plan") -> None:
     """Totals beside their budgets, the loss and its bound, and how often each choice was taken."""
+    from bitbudget.allocation.solution import readable_prices  # numpy: not before a plan is there
+
     table = new_table("cost", "total", "budget", "unused")
     for name, total in plan.costs.items():
         limit = plan.budgets.get(name)
@@ -26,12 +25,8 @@ def show_plan(console: Console, plan: "Plan") -> None:
     if plan.loss is not None and plan.gap is not None:
         proof = "proven optimal" if plan.optimal else f"at most {plan.gap:.2%} above the best possible"
         say(console, f"Predicted loss {plan.loss:.6g}, {proof} (lower bound {plan.lower_bound:.6g}).")
-    for name, price in plan.shadow_prices.items():
-        unit, factor = READABLE.get(name, (name, 1))
-        say(
-            console,
-            f"Shadow price: about {price * factor:.3g} less loss for one more {printable(unit)} of {printable(name)}.",
-        )
+    for name, price in readable_prices(plan.shadow_prices, plan.minimized).items():
+        say(console, f"Shadow price: {price:.3g} {printable(name)}.")
     for note in plan.notes:
         say(console, f"Note: {note}")
     console.print()
