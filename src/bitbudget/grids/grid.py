@@ -19,6 +19,7 @@ from bitbudget.grids.codecs import FP16, Codec, Float, PackedInt
 
 Axis = Literal["in", "out"]
 Zero = Literal["none", "int", "real", "half"]
+Range = Literal["minmax", "clip"]
 Matrix = FloatArray[Tensor, "rows in"]
 
 
@@ -39,6 +40,8 @@ class Grid:
 
     zero: "none" fixes it at levels/2, "half" at (levels − 1)/2 (values symmetric about 0, which is not one of them),
     "int" stores a code of the grid, "real" any number (fp16 unless `zero_codec` says otherwise).
+    range: the rule that finds a group's range, "minmax" or "clip" (searched, `grids/clip.py`; groups of columns only). It
+    changes the parameters found, not how codes decode.
     """
 
     levels: int
@@ -47,6 +50,7 @@ class Grid:
     axis: Axis = "in"
     scale: Codec = FP16
     zero_codec: Codec | None = None
+    range: Range = "minmax"
 
     @property
     def bits(self) -> int:
@@ -86,13 +90,18 @@ class Grid:
 
         A group of zeros gets the scale 0, for which `stored` finds a number.
         """
-        low, high = self._range(weights if keep is None else weights.masked_fill(~keep, 0.0))
+        return self.spanning(*self.limits(weights, keep))
+
+    def spanning(self, low: Tensor, high: Tensor) -> GroupParameters:
+        """Parameters, fp32, of groups with these ends, low <= 0 <= high."""
         if self.zeros is None:
             return GroupParameters(torch.maximum(-low, high) / ((self.levels - 1) / 2), None)
         scale = (high - low) / (self.levels - 1)
         return GroupParameters(scale, -low / torch.where(scale > 0, scale, 1.0))
 
-    def _range(self, weights: Matrix) -> tuple[Tensor, Tensor]:
+    def limits(self, weights: Matrix, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Least and largest weight of every group, 0 always within; only weights where `keep` count."""
+        weights = weights if keep is None else weights.masked_fill(~keep, 0.0)
         length = self.group or weights.shape[self.grouped_dimension]
         groups = weights.unflatten(self.grouped_dimension, (-1, length))
         within = self.grouped_dimension + 1
@@ -116,19 +125,28 @@ class Grid:
 
     def encode(self, weights: Matrix, parameters: GroupParameters) -> UInt8[Tensor, "rows in"]:
         """Nearest codes, ties to even; `parameters` hold the table row of every row (see `table_rows`)."""
-        scale, zero = self._spread(parameters, weights.shape[1])
-        return (weights / scale).add_(zero).round_().clamp_(0, self.levels - 1).to(torch.uint8)
+        return self._encoded(weights, parameters).to(torch.uint8)
 
     def decode(self, codes: UInt8[Tensor, "rows in"], parameters: GroupParameters) -> Matrix:
         """scale · (code − zero) in fp32; `parameters` hold the table row of every row."""
-        scale, zero = self._spread(parameters, codes.shape[1])
-        return codes.float().sub_(zero).mul_(scale)
+        return self._decoded(codes.float(), parameters)
 
-    def _spread(self, parameters: GroupParameters, columns: int) -> tuple[Tensor, Tensor | float]:
-        """Scale and zero of every single weight of the rows."""
+    def nearest(self, weights: Matrix, parameters: GroupParameters) -> Matrix:
+        """What the nearest codes decode to, fp32."""
+        return self._decoded(self._encoded(weights, parameters), parameters)
+
+    def _encoded(self, weights: Matrix, parameters: GroupParameters) -> Matrix:
+        scale, zero = self._spread(parameters)
+        codes = weights.unflatten(1, (parameters.scale.shape[1], -1)) / scale
+        return codes.add_(zero).round_().clamp_(0, self.levels - 1).flatten(1)
+
+    def _decoded(self, codes: Matrix, parameters: GroupParameters) -> Matrix:
+        """Changes `codes` in place."""
+        scale, zero = self._spread(parameters)
+        return codes.unflatten(1, (parameters.scale.shape[1], -1)).sub_(zero).mul_(scale).flatten(1)
+
+    def _spread(self, parameters: GroupParameters) -> tuple[Tensor, Tensor | float]:
+        """Scale and zero against weights [rows, groups, columns of a group]; a group is one column along `out`."""
         fixed = {"none": self.levels / 2, "half": (self.levels - 1) / 2}.get(self.zero, 0.0)
-        repeat = columns // parameters.scale.shape[1]  # 1 where groups run along `out`
-        scale = parameters.scale.repeat_interleave(repeat, dim=1)
-        if parameters.zero is None:
-            return scale, fixed
-        return scale, parameters.zero.repeat_interleave(repeat, dim=1)
+        zero = fixed if parameters.zero is None else parameters.zero.unsqueeze(-1)
+        return parameters.scale.unsqueeze(-1), zero

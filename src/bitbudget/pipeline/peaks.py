@@ -20,7 +20,7 @@ from bitbudget.pipeline.measure import CHUNK_BYTES
 from bitbudget.pipeline.output import PlannedLayer
 from bitbudget.pipeline.quantize import FINITE_PIECE
 from bitbudget.pipeline.workload import Workload, weights
-from bitbudget.rounding.nearest import TILE_WEIGHTS
+from bitbudget.rounding.fitted import TILE_WEIGHTS
 from bitbudget.storage.stored import TILE_BYTES as DECODE_BYTES
 
 Peak = tuple[int, int]  # bytes of main memory beyond the process's base, bytes of the accelerator

@@ -1,5 +1,6 @@
 """How codes are chosen."""
 
-from bitbudget.rounding.nearest import nearest
+from bitbudget.rounding.fitted import Fitted
+from bitbudget.rounding.nearest import fit, nearest
 
-__all__ = ["nearest"]
+__all__ = ["Fitted", "fit", "nearest"]

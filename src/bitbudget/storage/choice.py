@@ -5,6 +5,7 @@
     int4:g128:out                          groups of 128 rows of a column
     int3                                   one scale a row
     int8:g128*10%|int4:g128                a tenth of the rows in 8 bits, the rest in 4
+    int3:g128:range=clip                   ranges of groups are searched instead of minimum and maximum
     int2:g64+outliers:0.5%                 plus a sparse fp16 residual for 0.5 % of the weights
     int4:g128:zero=real:scale=bilevel(6,16x1)
     bf16                                   kept as it is
@@ -46,6 +47,7 @@ class Dense:
         text += f":zero={grid.zero}" if grid.zero in ("real", "half") else ""
         text += f":zeros={grid.zeros}" if grid.zero_codec else ""
         text += f":scale={grid.scale}" if grid.scale != FP16 else ""
+        text += f":range={grid.range}" if grid.range != "minmax" else ""
         return text + (f"*{self.count}" if self.count else "")
 
     def specs(self, shape: Shape) -> Iterator[TensorSpec]:

@@ -3,7 +3,7 @@
 choice     = float | dense { "|" dense } [ "+" outliers ] { "/" map }                 maps in this order, once each
 float      = "fp16" | "bf16" | "fp32"
 dense      = "int" BITS [ "s" ] { ":" setting } [ "*" count ]      every dense but the last of a mix has a count
-setting    = "g" NUMBER | "out" | "zero=real" | "zero=half" | "zeros=" codec | "scale=" codec
+setting    = "g" NUMBER | "out" | "zero=real" | "zero=half" | "zeros=" codec | "scale=" codec | "range=clip"
 outliers   = "outliers:" count [ ":" float ]
 map        = "in=scale" | "act=int" BITS [ ":g" NUMBER ] | "out=permute" | "out=scale"
 codec      = float | "byte" | "u" BITS | "bilevel(" BITS "," NUMBER "x" NUMBER [ ",offset" ] ")"
@@ -96,7 +96,7 @@ class _Reader:
         start = self.at
         if group := self.take(r"g[1-9][0-9]{0,8}"):
             return "group", replace(grid, group=int(group[1:]))
-        if self.take(r"out(?![a-z])"):
+        if grid.range == "minmax" and self.take(r"out(?![a-z])"):
             return "axis", replace(grid, axis="out")
         if self.take("zero="):
             kind = self.take("real|half")
@@ -115,7 +115,11 @@ class _Reader:
             if codec is None or isinstance(codec, PackedInt) or str(codec) == "byte":
                 raise self.error("fp16, bf16, fp32 or bilevel(bits,rowsxgroups)", start + len("scale="))
             return "scale", replace(grid, scale=codec)
-        raise self.error("g and a group size, out, zero=, zeros= or scale=")
+        if self.take("range="):
+            if not self.take("clip(?![a-z])") or grid.axis == "out":
+                raise self.error("'clip', on groups of columns", start)
+            return "range", replace(grid, range="clip")
+        raise self.error("g and a group size, out, zero=, zeros=, scale= or range=")
 
     def word(self) -> str:
         return self.take(r"[a-z]+[0-9]*(\([^)]*\))?") or ""

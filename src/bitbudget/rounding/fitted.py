@@ -1,0 +1,188 @@
+"""A weight whose groups have their parameters, before its codes are written: its errors row by row, or all of it stored.
+
+Errors are wanted for every choice of a layer, the stored form for one of them; both come from the same parameters, so an
+error is exactly what the stored weight will differ by.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from bitbudget.calibration.gram import GroupGram
+from bitbudget.grids import BF16, FP16, GroupParameters, pack
+from bitbudget.grids.clip import Weighting, clipped
+from bitbudget.storage import Choice, Dense, DensePart, OutlierPart, Outliers, Part, StoredWeight, index_dtype
+
+Weight = Float[Tensor, "out in"]
+TILE_WEIGHTS = 2**21  # 8 MiB of fp32; several temporaries of this size are alive at once
+SEARCHED_WEIGHTS = 2**18  # a range is searched in many passes over a tile, which then stays in the cache
+
+
+@dataclass(frozen=True)
+class FittedPart:
+    """One dense part: the parameters of its groups as they are stored, and its rows (None: all)."""
+
+    format: Dense
+    parameters: GroupParameters
+    rows: Int64[Tensor, " n"] | None
+
+    @classmethod
+    def of(
+        cls, weight: Weight, format: Dense, rows: Tensor | None, outliers: Tensor | None, gram: GroupGram | None
+    ) -> "FittedPart":
+        """Finds the range of every group. bf16 takes fp16's place where that cannot hold the scales."""
+        shape = (weight.shape[0] if rows is None else len(rows), weight.shape[1])
+        grid = format.grid
+        multiple = grid.group_length(shape) if grid.axis == "out" else 1
+        weighting = None if gram is None or grid.range == "minmax" else gram.of_groups(grid.group_length(shape))
+        size = None if grid.range == "minmax" else SEARCHED_WEIGHTS
+        fitted = [
+            _ranges(format, tile, kept_mask(tile, at, outliers), weighting)
+            for at, tile in tiles(weight, rows, multiple, size)
+        ]
+        zeros = [table.zero for table in fitted if table.zero is not None]
+        whole = GroupParameters(torch.cat([table.scale for table in fitted]), torch.cat(zeros) if zeros else None)
+        if grid.scale == FP16 and not FP16.holds(whole.scale):
+            grid = replace(grid, scale=BF16)
+        return cls(replace(format, grid=grid), grid.stored(whole), rows)
+
+    def shape(self, weight: Weight) -> tuple[int, int]:
+        return weight.shape[0] if self.rows is None else len(self.rows), weight.shape[1]
+
+    def at(self, own: Int64[Tensor, " n"], weight: Weight) -> GroupParameters:
+        """Parameters of some of this part's own rows."""
+        return self.parameters.at(self.format.grid.table_rows(own, self.shape(weight)))
+
+    def values(self, weight: Weight, rows: slice, tile: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+        """What the rows of a tile decode to; 0 in rows that are another part's."""
+        if self.rows is None:
+            own = torch.arange(rows.start, rows.stop, device=weight.device)
+            return self.format.grid.nearest(tile, self.at(own, weight))
+        first, last = (int(place) for place in torch.searchsorted(self.rows, torch.tensor([rows.start, rows.stop])))
+        places = self.rows[first:last] - rows.start
+        values = torch.zeros_like(tile)
+        own = torch.arange(first, last, device=weight.device)
+        values[places] = self.format.grid.nearest(tile[places], self.at(own, weight))
+        return values
+
+    def stored(self, weight: Weight) -> DensePart:
+        """Codes of all its rows."""
+        grid, shape = self.format.grid, self.shape(weight)
+        multiple = grid.group_length(shape) if grid.axis == "out" else 1
+        codes, done = [], 0
+        for _, tile in tiles(weight, self.rows, multiple):
+            own = torch.arange(done, done + len(tile), device=weight.device)
+            codes.append(pack(grid.encode(tile, self.at(own, weight)), grid.bits))
+            done += len(tile)
+        index = None if self.rows is None else self.rows.to(index_dtype(weight.shape[0]))
+        return DensePart.from_codes(self.format, shape, torch.cat(codes), self.parameters, index)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A weight [out, in] and how each of its parts will store it. positions: flat, ascending, of its outliers."""
+
+    weight: Weight
+    choice: Choice
+    parts: tuple[FittedPart, ...]
+    positions: Int64[Tensor, " k"] | None
+
+    def error(self, rows: slice) -> Float[Tensor, "n in"]:
+        """Stored minus original values of some rows, fp32."""
+        tile = self.weight[rows].float()
+        dense = sum_of([part.values(self.weight, rows, tile) for part in self.parts])
+        error = dense.sub_(tile)
+        if self.positions is not None and self.choice.outliers is not None:
+            columns = self.weight.shape[1]
+            first, last = _between(self.positions, rows, columns)
+            at = self.positions[first:last] - rows.start * columns
+            flat = error.view(-1)
+            residual = -flat[at]
+            flat[at] += residual.to(_values(self.choice.outliers, residual).values.dtype).float()
+        return error
+
+    def stored(self) -> StoredWeight:
+        """The whole weight with its codes."""
+        parts: list[Part] = [part.stored(self.weight) for part in self.parts]
+        sparse = self.choice.outliers
+        if sparse is not None and self.positions is not None:
+            residual = self._residual(sparse, self.positions, parts)
+            parts.append(residual)
+            sparse = residual.format
+        stored = replace(self.choice, dense=tuple(part.format for part in self.parts), outliers=sparse)
+        names = stored.dense_names() + (("outliers",) if sparse else ())
+        tensors = {
+            f"{name}.{key}": value
+            for name, part in zip(names, parts, strict=True)
+            for key, value in part.tensors().items()
+        }
+        return StoredWeight.from_tensors(stored, (self.weight.shape[0], self.weight.shape[1]), tensors)
+
+    def _residual(self, format: Outliers, positions: Tensor, parts: list[Part]) -> OutlierPart:
+        """What the dense parts leave at the outliers' positions."""
+        columns = self.weight.shape[1]
+        residual = torch.empty(len(positions), device=self.weight.device)
+        for rows, tile in tiles(self.weight, None, 1):
+            first, last = _between(positions, slice(int(rows[0]), int(rows[-1]) + 1), columns)
+            dense = torch.zeros_like(tile)
+            for part in parts:
+                part.add_to(dense, rows)
+            residual[first:last] = (tile - dense).flatten()[positions[first:last] - rows[0] * columns]
+        shape = (self.weight.shape[0], columns)
+        return OutlierPart.from_entries(_values(format, residual), shape, positions, residual)
+
+
+def _values(format: Outliers, residual: Tensor) -> Outliers:
+    """bf16 residuals where fp16 could not hold them."""
+    if format.values == FP16 and residual.numel() and not FP16.holds(residual.abs().amax()):
+        return replace(format, values=BF16)
+    return format
+
+
+def _ranges(format: Dense, tile: Tensor, keep: Tensor | None, weighting: Weighting | None) -> GroupParameters:
+    if format.grid.range == "clip":
+        return clipped(format.grid, tile, keep, weighting)
+    return format.grid.fit(tile, keep)
+
+
+def sum_of(addends: list[Tensor]) -> Tensor:
+    """Σ, into the first of them."""
+    total = addends[0]
+    for addend in addends[1:]:
+        total += addend
+    return total
+
+
+def _between(positions: Tensor, rows: slice, columns: int) -> tuple[int, int]:
+    """Which of the ascending flat positions lie in the rows."""
+    ends = torch.tensor([rows.start * columns, rows.stop * columns], device=positions.device)
+    first, last = torch.searchsorted(positions, ends).tolist()
+    return first, last
+
+
+def tiles(
+    weight: Weight, rows: Tensor | None, multiple: int, size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows, their fp32 weights) in tiles of a multiple of `multiple` rows."""
+    chosen = torch.arange(weight.shape[0], device=weight.device) if rows is None else rows
+    step = max(1, (size or TILE_WEIGHTS) // weight.shape[1] // multiple) * multiple
+    for start in range(0, len(chosen), step):
+        tile = chosen[start : start + step]
+        yield tile, weight[tile].float()
+
+
+def kept_mask(tile: Tensor, rows: Tensor, outliers: Tensor | None) -> Tensor | None:
+    """True where a weight of the tile is no outlier; None if none is."""
+    if outliers is None or outliers.numel() == 0:
+        return None
+    kept = torch.ones_like(tile, dtype=torch.bool)
+    columns = tile.shape[1]
+    first = torch.searchsorted(outliers, rows * columns)
+    last = torch.searchsorted(outliers, (rows + 1) * columns)
+    place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), last - first)
+    entry = torch.arange(len(place), device=rows.device) - ((last - first).cumsum(0) - last)[place]
+    kept[place, outliers[entry] % columns] = False
+    return kept
