@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -56,15 +56,23 @@ class ModelForward:
 
     def embed_rows(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The embedding's own forward on a table of only those rows that occur: the whole table is never in memory."""
-        module, table = self.embedding, self.embedding._parameters["weight"]
-        padding = module.padding_idx
         present, places = torch.unique(ids, return_inverse=True)
+        return self.embed_from(self.table_rows(present), places, *args, **kwargs)
+
+    def table_rows(self, ids: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
+        """Rows of the embedding's table."""
+        return self._filler.rows(self._table, ids)
+
+    def embed_from(self, rows: Float[Tensor, "n width"], places: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The embedding's own forward with `rows` as its table; gradients reach them."""
+        module = self.embedding
+        padding, table = module.padding_idx, module._parameters.pop("weight")
         try:
-            rows = self._filler.rows(self._table, present)
-            module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
+            module.__dict__["weight"] = rows
             module.padding_idx = None  # it concerns gradients only, and need not be a row of the small table
             return type(module).forward(module, places, *args, **kwargs)
         finally:
+            del module.__dict__["weight"]
             module._parameters["weight"], module.padding_idx = table, padding
 
     def embed_zeros(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:

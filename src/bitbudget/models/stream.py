@@ -113,6 +113,29 @@ class BlockStream:
 
         return self._forward.run(states.sequences[sequence], on_block, self._forward.embed_zeros).logits[0]
 
+    def embedding_gradient(
+        self, sequence: Int[Tensor, " tokens"], gradient: Float[Tensor, "1 tokens width"]
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]:
+        """Ids that occur, ascending, and the gradient of their rows of the embedding's table, from the gradient at what enters
+        block 0. What it loads stays loaded until `free`.
+        """
+        forward, entering = self._forward, []
+        chain = self._probed(sequence)
+        present, places = torch.unique(sequence, return_inverse=True)
+        table = forward.table_rows(present).detach().requires_grad_()
+
+        def embed(ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return forward.embed_from(table, places.view(ids.shape), *args, **kwargs)
+
+        def on_block(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            entering.append(call_at(chain.slots[index], args, kwargs)[0])
+            raise Stop
+
+        with torch.enable_grad():
+            forward.run(sequence, on_block, embed)
+            (rows,) = torch.autograd.grad(entering[0], table, gradient)
+        return present, rows.float()
+
     def free(self) -> None:
         """Gives back what lies outside the blocks: position embeddings, final norm, head."""
         self._stem.empty()
