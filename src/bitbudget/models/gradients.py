@@ -128,7 +128,7 @@ class GradientStream:
 
     def at_embedding(
         self, states: States, sequence: int, gradient: Float[Tensor, "1 tokens width"]
-    ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]:
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n columns"]]:
         """Ids of the tokens that occur, ascending, and the gradient of their rows of the embedding's table, from that at what
         enters block 0.
         """

@@ -115,7 +115,7 @@ class BlockStream:
 
     def embedding_gradient(
         self, sequence: Int[Tensor, " tokens"], gradient: Float[Tensor, "1 tokens width"]
-    ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n width"]]:
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, "n columns"]]:
         """Ids that occur, ascending, and the gradient of their rows of the embedding's table, from the gradient at what enters
         block 0. What it loads stays loaded until `free`.
         """

@@ -1,0 +1,6 @@
+"""From gradients and rounding errors to scores: predicted KL divergence in nats per token."""
+
+from bitbudget.scoring.contraction import contract, contract_rows
+from bitbudget.scoring.estimators import ESTIMATORS, Estimate, Estimator
+
+__all__ = ["ESTIMATORS", "Estimate", "Estimator", "contract", "contract_rows"]
