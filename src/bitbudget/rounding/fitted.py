@@ -90,19 +90,31 @@ class Fitted:
     parts: tuple[FittedPart, ...]
     positions: Int64[Tensor, " k"] | None
 
-    def error(self, rows: slice) -> Float[Tensor, "n in"]:
-        """Stored minus original values of some rows, fp32."""
+    def values(self, rows: slice) -> Float[Tensor, "n in"]:
+        """What some rows will decode to, fp32: bit for bit what the stored weight gives."""
         tile = self.weight[rows].float()
-        dense = sum_of([part.values(self.weight, rows, tile) for part in self.parts])
-        error = dense.sub_(tile)
+        values = sum_of([part.values(self.weight, rows, tile) for part in self.parts])
         if self.positions is not None and self.choice.outliers is not None:
             columns = self.weight.shape[1]
             first, last = _between(self.positions, rows, columns)
             at = self.positions[first:last] - rows.start * columns
-            flat = error.view(-1)
-            residual = -flat[at]
+            flat = values.view(-1)
+            residual = tile.view(-1)[at] - flat[at]
             flat[at] += residual.to(_values(self.choice.outliers, residual).values.dtype).float()
-        return error
+        return values
+
+    def error(self, rows: slice) -> Float[Tensor, "n in"]:
+        """Stored minus original values of some rows, fp32."""
+        return self.values(rows).sub_(self.weight[rows])
+
+    def decoded(self, dtype: torch.dtype) -> Weight:
+        """All it will decode to, in a dtype."""
+        result = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
+        step = max(1, TILE_WEIGHTS // self.weight.shape[1])
+        for start in range(0, len(result), step):
+            rows = slice(start, min(start + step, len(result)))
+            result[rows] = self.values(rows)
+        return result
 
     def stored(self) -> StoredWeight:
         """The whole weight with its codes."""

@@ -8,7 +8,7 @@ first-order change of L_d; the cells of a choice are always summed before anythi
 | fisher     | 1/(2T) Σ_d a_d²                  | KL to second order; with labels drawn from the model F is the Hessian of the KL |
 | first      | |Σ_d a_d| / T                    | LLM-MQ, equation 2 |
 | per-sample | Σ_d |a_d| / T                    | |
-| rows       | Σ_d Σ_row |p_d + ½ p_d²| / T     | MixLLM, equation 3 |
+| rows       | Σ_d Σ_row |p_d + ½ p_d²| / T     | MixLLM, global salience of output features |
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ def per_sample(p: Contraction, tokens: Sequence[int]) -> Estimate:
 
 
 def rows(p: Contraction, tokens: Sequence[int]) -> Estimate:
-    """Σ_d Σ_row |p + ½ p²| / T: every output row by itself (MixLLM, equation 3)."""
+    """Σ_d Σ_row |p + ½ p²| / T: every output row by itself (MixLLM, global salience of output features)."""
     wide = p.double()
     return _mean((wide + wide.square() / 2).abs().sum(-1), tokens)
 

@@ -1,0 +1,201 @@
+"""Calibrate: one streamed forward pass of the original model. It keeps what enters every block, for the backward pass; the
+Gram matrices of all layers' inputs, for searched ranges; and AWQ's scales.
+
+Each block's files are written when the block is done, so a killed pass goes on at the next block.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitbudget.calibration.gram import GroupGram, gram_sum
+from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.checkpoint.scratch import read_tensors, write_tensors
+from bitbudget.methods.recipe import Recipe
+from bitbudget.models.gradients import captured_inputs
+from bitbudget.models.layers import Layer
+from bitbudget.models.source import SourceModel
+from bitbudget.models.stream import BlockStream, States
+from bitbudget.pipeline.progress import Progress, stage
+from bitbudget.pipeline.work import Work
+from bitbudget.rounding import fit
+from bitbudget.storage import Choice
+from bitbudget.transforms.awq import Awq, Searched, search_block
+from bitbudget.transforms.fold import Fold
+from bitbudget.transforms.pairs import Unscaled, find_scale_groups
+
+HEAD_TOKENS = 2048  # from which the Gram matrix of the head's input is taken: its logits are computed on the way
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured once for a model. fold: the scales of all blocks, folded into the files' tensors."""
+
+    work: Work
+    fold: Fold
+
+    def gram(self, layer: Layer) -> GroupGram | None:
+        """Of the input that a layer gets in the folded model; None for an embedding, and for a layer that never ran."""
+        if layer.kind == "embedding":
+            return None
+        block = "head" if layer.block is None else str(layer.block)
+        blocks = read_tensors(self.work.path("grams", f"{block}.safetensors")).get(layer.name)
+        return None if blocks is None else GroupGram(blocks).divided(self.fold.column_factor(layer))
+
+
+class HiddenStates:
+    """What enters every block (number of blocks: the final norm), all sequences of a wave joined, one file a block."""
+
+    def __init__(self, folder: Path, lengths: Sequence[int]) -> None:
+        self.folder = folder
+        self.lengths = list(lengths)
+
+    def path(self, block: int) -> Path:
+        return self.folder / f"{block}.safetensors"
+
+    def has(self, block: int) -> bool:
+        return self.path(block).is_file()
+
+    def save(self, block: int, hidden: Sequence[Tensor]) -> None:
+        """hidden: [1, tokens, width] of every sequence."""
+        write_tensors(self.path(block), {"hidden": torch.cat([state[0] for state in hidden]).cpu()})
+
+    def load(self, block: int, device: torch.device) -> list[Tensor]:
+        """[1, tokens, width] of every sequence."""
+        joined = read_tensors(self.path(block))["hidden"]
+        return [state.unsqueeze(0).to(device) for state in joined.split(self.lengths)]
+
+
+def forward_wave(
+    stream: BlockStream, sequences: Sequence[TokenSequence], kept: HiddenStates, progress: Progress, name: str
+) -> None:
+    """The forward pass alone, for sequences after the first wave: keeps what enters every block."""
+    states = _started(stream, sequences, kept)
+    with stage(progress, name, stream.block_count) as running:
+        for index in range(stream.block_count):
+            if not kept.has(index + 1):
+                states.hidden, states.next_block = kept.load(index, stream.device), index
+                stream.run_block(index, states)
+                kept.save(index + 1, states.hidden)
+            running.advance(1)
+
+
+def calibrate(
+    stream: BlockStream,
+    sequences: Sequence[TokenSequence],
+    kept: HiddenStates,
+    settings: tuple[Recipe, int],
+    work: Work,
+    progress: Progress,
+) -> Calibration:
+    """The forward pass of the first wave, with everything that is measured once. settings: recipe, tokens of AWQ's search."""
+    recipe, awq_tokens = settings
+    states = _started(stream, sequences, kept)
+    with stage(progress, "calibrate: inputs and scales, block by block", stream.block_count + 1) as running:
+        for index in range(stream.block_count):
+            if not kept.has(index + 1):
+                states.hidden, states.next_block = kept.load(index, stream.device), index
+                pass_block(stream, states, index, _Search(stream.source, recipe, awq_tokens), work)
+                kept.save(index + 1, states.hidden)
+            running.advance(1)
+        if not work.path("grams", "head.safetensors").is_file():
+            states.hidden = kept.load(stream.block_count, stream.device)
+            _head_gram(stream, states, work)
+        running.advance(1)
+    return Calibration(work, read_fold(stream.source, work))
+
+
+def read_fold(source: SourceModel, work: Work) -> Fold:
+    """The scales of all blocks together."""
+    fold = Fold.none()
+    for index in range(source.block_count):
+        fold = fold.then(Fold.load(work.path("scales", f"{index}.safetensors")))
+    return fold
+
+
+@dataclass(frozen=True)
+class _Search:
+    """AWQ's search in one block at a reference choice."""
+
+    source: SourceModel
+    recipe: Recipe
+    tokens: int
+
+    def run(
+        self, stream: BlockStream, states: States, index: int
+    ) -> tuple[Fold, tuple[Searched, ...], tuple[Unscaled, ...]]:
+        if not self.recipe.scaling:
+            return Fold.none(), (), ()
+        groups, unscaled = find_scale_groups(stream, states, index)
+        fold, searched = search_block(Awq(), stream, states, index, groups, self.tokens, self._quantized)
+        return fold, searched, unscaled
+
+    def _quantized(self, name: str, weight: Tensor) -> Tensor:
+        from bitbudget.pipeline.output import fitted
+
+        choice = fitted(Choice.parse(self.recipe.reference), (weight.shape[0], weight.shape[1]))
+        return weight if choice is None else fit(weight, choice).decoded(weight.dtype)
+
+
+def pass_block(stream: BlockStream, states: States, index: int, search: _Search, work: Work) -> None:
+    """Searches the scales of a block, then moves every sequence through it and gathers the Gram matrices of its layers."""
+    layers = [layer for layer in stream.source.layers if layer.block == index]
+    modules = {layer.name: stream.model.get_submodule(layer.module) for layer in layers}
+    sums: dict[str, Tensor] = {}
+    tokens = 0
+    with torch.no_grad(), stream.loaded(index):
+        fold, _, _ = search.run(stream, states, index)
+        with captured_inputs(modules) as seen:
+            for sequence in range(len(states.hidden)):
+                states.hidden[sequence] = stream.call(index, states, sequence)
+                tokens += states.hidden[sequence].shape[1]
+                _add(sums, seen)
+    stream.free()
+    write_tensors(
+        work.path("grams", f"{index}.safetensors"), {name: (total / tokens).cpu() for name, total in sums.items()}
+    )
+    work.path("scales").mkdir(exist_ok=True)
+    fold.save(work.path("scales", f"{index}.safetensors"))
+
+
+def _add(sums: dict[str, Tensor], seen: Mapping[str, list[Tensor]]) -> None:
+    """Adds the inputs seen, and forgets them. Layers that share an input share its sum."""
+    done: dict[tuple[int, ...], Tensor] = {}
+    for name, calls in seen.items():
+        for inputs in calls:
+            key = (inputs.data_ptr(), *inputs.shape)
+            if key not in done:
+                done[key] = gram_sum(inputs)
+            sums[name] = done[key].clone() if name not in sums else sums[name].add_(done[key])
+        calls.clear()
+
+
+def _head_gram(stream: BlockStream, states: States, work: Work) -> None:
+    """Of what the final norm hands to the head, on the first sequences."""
+    head = next((layer for layer in stream.source.layers if layer.kind in ("head", "tied")), None)
+    module = stream.model.get_output_embeddings()
+    if head is None or module is None:
+        write_tensors(work.path("grams", "head.safetensors"), {})
+        return
+    sums: dict[str, Tensor] = {}
+    tokens = 0
+    with torch.no_grad(), captured_inputs({head.name: module}) as seen:
+        for sequence, hidden in enumerate(states.hidden):
+            if tokens >= HEAD_TOKENS:
+                break
+            stream.finish(states, sequence, hidden)
+            tokens += hidden.shape[1]
+            _add(sums, seen)
+    stream.free()
+    write_tensors(work.path("grams", "head.safetensors"), {name: (total / tokens).cpu() for name, total in sums.items()})
+
+
+def _started(stream: BlockStream, sequences: Sequence[TokenSequence], kept: HiddenStates) -> States:
+    """States before block 0; what enters it is kept too."""
+    states = stream.start([sequence.ids for sequence in sequences])
+    if not kept.has(0):
+        kept.save(0, states.hidden)
+    return states

@@ -1,0 +1,91 @@
+"""What the solver may choose from: for every layer its choices, as its shape allows them, with exact costs."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bitbudget.methods.recipe import Recipe
+from bitbudget.models.layers import Layer
+from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, passthrough_bytes
+from bitbudget.pipeline.output import PlannedLayer, plan_layer
+from bitbudget.storage import Choice, TensorSpec
+
+KEPT = "16bit"
+INDEX_LINE = 8 + len('": "model-00000-of-00000.safetensors",')  # of an index, besides a tensor's name
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A layer and the ways to store it, each once; as it is, if that is one of them, comes first."""
+
+    layer: Layer
+    planned: tuple[PlannedLayer, ...]
+
+    @property
+    def stored(self) -> tuple[PlannedLayer, ...]:
+        """Those that are not the layer as it is."""
+        return tuple(planned for planned in self.planned if not planned.choice.kept)
+
+    def choice(self, text: str) -> PlannedLayer | None:
+        """The one with this text."""
+        return next((planned for planned in self.planned if str(planned.choice) == text), None)
+
+
+def offers(source: SourceModel, recipe: Recipe) -> tuple[Offer, ...]:
+    """An offer for every layer. A layer that no choice fits is offered as it is, with the reason."""
+    return tuple(_offer(layer, recipe.choices if layer.kind == "linear" else (KEPT, *recipe.tables)) for layer in source.layers)
+
+
+def _offer(layer: Layer, texts: Sequence[str]) -> Offer:
+    found: dict[str, PlannedLayer] = {}
+    unfit: list[PlannedLayer] = []
+    for text in texts:
+        planned = plan_layer(layer, None if text == KEPT else Choice.parse(text))
+        if planned.choice.kept and text != KEPT:
+            unfit.append(planned)
+        else:
+            found.setdefault(str(planned.choice), planned)
+    return Offer(layer, tuple(found.values()) or tuple(unfit[:1]))
+
+
+def costs(planned: PlannedLayer, file_digits: int) -> tuple[int, ...]:
+    """Costs in the order of `DIMENSIONS`. Code bits of embedding and head do not count (papers leave them out)."""
+    code_bits = 0
+    if planned.layer.kind == "linear":
+        code_bits = round(planned.choice.nominal_bits(planned.layer.shape) * math.prod(planned.layer.shape))
+    found = {BYTES: planned.nbytes, CODE_BITS: code_bits, DISK: planned.nbytes + _named(planned.specs(), file_digits)}
+    return tuple(found[name] for name in DIMENSIONS)
+
+
+def disk_constant(source: SourceModel, max_shard_bytes: int) -> int:
+    """Bytes of the files besides the layers, at the most: tensors written as they are, headers' frames, the index's frame."""
+    kept = [entry.tensor for entry in source.passthrough if not entry.duplicate_of]
+    infos = [source.checkpoint.tensors[name] for name in kept]
+    total = sum(info.nbytes for info in source.checkpoint.tensors.values())
+    entries = _named([TensorSpec(info.name, info.dtype, info.shape) for info in infos], len(str(total)))
+    files = 1 + 2 * total // max_shard_bytes  # a file is at least half full, the last excepted
+    return passthrough_bytes(source) + entries + 64 * files + 128
+
+
+def _named(specs: Sequence[TensorSpec], digits: int) -> int:
+    """Most bytes that naming these tensors takes in a header and an index, with offsets of so many digits."""
+    entry = len(json.dumps({"dtype": "BF16", "shape": [], "data_offsets": []}, separators=(",", ":"))) + 2 * digits + 5
+    return sum(
+        2 * len(json.dumps(spec.name, ensure_ascii=False).encode()) + entry + len(str(list(spec.shape))) + INDEX_LINE
+        for spec in specs
+    )
+
+
+def digits(source: SourceModel) -> int:
+    """Digits of the largest offset in a file."""
+    return len(str(sum(info.nbytes for info in source.checkpoint.tensors.values())))
+
+
+def chosen(every: Sequence[Offer], layers: Mapping[str, str]) -> tuple[PlannedLayer, ...]:
+    """The planned layers of a plan (layer -> choice's text), in the model's order; texts are read anew where they are no offer."""
+    return tuple(
+        offer.choice(layers[offer.layer.name]) or plan_layer(offer.layer, Choice.parse(layers[offer.layer.name]))
+        for offer in every
+    )

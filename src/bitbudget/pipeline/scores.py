@@ -1,0 +1,209 @@
+"""Scores: one streamed backward pass of the folded model over a wave of sequences; every layer's rounding errors by every choice
+are contracted with its gradients, and p_d[choice, row] is kept on disk.
+
+A layer's file appears when its wave is finished; a killed pass goes on at the block behind the last one whose gradient it kept.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.checkpoint.scratch import read_tensors, write_tensors
+from bitbudget.methods.recipe import Labels
+from bitbudget.models.gradients import Factors, GradientStream
+from bitbudget.models.layers import Layer
+from bitbudget.models.stream import BlockStream, States
+from bitbudget.pipeline.calibrate import Calibration, HiddenStates
+from bitbudget.pipeline.offers import Offer
+from bitbudget.pipeline.progress import Progress, stage
+from bitbudget.rounding import Fitted, fit
+from bitbudget.scoring import contract, contract_rows
+
+FACTOR_BYTES = 256 << 20  # of inputs and gradients of a block's layers that are in memory at a time
+SEED = 0
+HALF = "head of the tied matrix"  # waits for the embedding's half
+Logits = Float[Tensor, "scored vocabulary"]
+
+
+def logits_gradient(labels: Labels, sequence: TokenSequence, number: int) -> Callable[[Logits], Logits]:
+    """∂L/∂logits of the summed cross-entropy: p − e_label, with the text's labels or with labels drawn from p.
+
+    number: of the sequence among all; it seeds the drawing.
+    """
+
+    def of(logits: Logits) -> Logits:
+        probabilities = torch.softmax(logits.float(), -1)
+        drawn = sequence.labels.to(logits.device)
+        if labels == "sampled":
+            generator = torch.Generator(device=logits.device).manual_seed(SEED + number)
+            drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        probabilities[torch.arange(len(drawn), device=logits.device), drawn] -= 1
+        return probabilities
+
+    return of
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Sequences that go through the model together. first: the number of the first of them among all."""
+
+    sequences: tuple[TokenSequence, ...]
+    first: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.first}-{self.first + len(self.sequences)}"
+
+    @property
+    def tokens(self) -> list[int]:
+        """Scored tokens of every sequence."""
+        return [sequence.scored for sequence in self.sequences]
+
+
+class Scoring:
+    """The backward pass of one wave; `stream` streams the folded model."""
+
+    def __init__(
+        self, stream: BlockStream, calibration: Calibration, offers: Sequence[Offer], labels: Labels, folder: str
+    ) -> None:
+        self.stream = stream
+        self.backward = GradientStream(stream)
+        self.calibration = calibration
+        self.offers = {offer.layer.name: offer for offer in offers}
+        self.labels = labels
+        self.folder = folder
+
+    def path(self, wave: Wave, name: str) -> Path:
+        return self.calibration.work.path("scores", self.folder, wave.name, f"{name}.safetensors")
+
+    def run(self, wave: Wave, kept: HiddenStates, progress: Progress) -> None:
+        """All layers of the model; files that are there are not made again."""
+        states = self.stream.start([sequence.ids for sequence in wave.sequences])
+        blocks = self.stream.block_count
+        with stage(progress, f"score: backward, sequences {wave.name}", blocks + 2) as running:
+            done = next((index for index in range(blocks + 1) if self._gradients(wave, index).has(index)), None)
+            if done is None:
+                self._head(wave, states, kept)
+                done = blocks
+            running.advance(1 + blocks - done)
+            for index in reversed(range(done)):
+                self._block(wave, index, states, kept)
+                running.advance(1)
+            self._embedding(wave, states)
+            running.advance(1)
+
+    def _gradients(self, wave: Wave, index: int) -> HiddenStates:
+        """Gradients at what enters a block are kept as hidden states are, two blocks at a time."""
+        return HiddenStates(
+            self.calibration.work.path("gradients", self.folder, wave.name), [len(own.ids) for own in wave.sequences]
+        )
+
+    def _keep(self, wave: Wave, index: int, gradients: list[Tensor]) -> None:
+        kept = self._gradients(wave, index)
+        kept.save(index, gradients)
+        kept.path(index + 1).unlink(missing_ok=True)
+
+    def _fits(self, layer: Layer, weight: Tensor) -> list[Fitted]:
+        gram = self.calibration.gram(layer)
+        return [fit(weight, planned.choice, gram) for planned in self.offers[layer.name].stored]
+
+    def _weight(self, layer: Layer) -> Tensor:
+        """[out, in], of the loaded module."""
+        weight = self.stream.model.get_submodule(layer.module).weight.detach()
+        return weight.T if layer.transposed else weight
+
+    def _block(self, wave: Wave, index: int, states: States, kept: HiddenStates) -> None:
+        layers = [offer.layer for offer in self.offers.values() if offer.layer.block == index]
+        hidden = kept.load(index, self.stream.device)
+        gradients = self._gradients(wave, index).load(index + 1, self.stream.device)
+        found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+        with self.stream.loaded(index):
+            fits = {layer.name: self._fits(layer, self._weight(layer)) for layer in layers}
+            for part in _parts(wave, sum(sum(layer.shape) for layer in layers)):
+                factors: dict[str, list[Factors]] = {layer.name: [] for layer in layers}
+                for number in part:
+                    gradients[number], own = self.backward.through_block(
+                        index, states, number, hidden[number], gradients[number], layers
+                    )
+                    for layer in layers:
+                        factors[layer.name].append(own.get(layer.name) or _none(layer, gradients[number]))
+                for layer in layers:
+                    if fits[layer.name]:
+                        found[layer.name].append(contract(fits[layer.name], factors[layer.name], layer.shape))
+        self.stream.free()
+        for name, pieces in found.items():
+            if pieces:
+                self._save(wave, name, torch.cat(pieces, dim=1))
+        self._keep(wave, index, gradients)
+
+    def _head(self, wave: Wave, states: States, kept: HiddenStates) -> None:
+        """Through the final norm and the head, whose own layer is contracted on the way."""
+        blocks = self.stream.block_count
+        hidden = kept.load(blocks, self.stream.device)
+        head = next((o.layer for o in self.offers.values() if o.layer.kind in ("head", "tied")), None)
+        fits: list[Fitted] | None = None
+        pieces, gradients = [], []
+        for number, sequence in enumerate(wave.sequences):
+            wanted = logits_gradient(self.labels, sequence, wave.first + number)
+            entering, factors = self.backward.from_logits(
+                states, number, hidden[number], sequence.positions, wanted
+            )
+            gradients.append(entering)
+            if head is not None and factors is not None and self.offers[head.name].stored:
+                fits = self._fits(head, self._weight(head)) if fits is None else fits
+                pieces.append(contract(fits, [factors], head.shape))
+        self.stream.free()
+        if head is not None and pieces:
+            found = torch.cat(pieces, dim=1)
+            if head.kind == "tied":
+                write_tensors(self.path(wave, HALF), {"p": found})
+            else:
+                self._save(wave, head.name, found)
+        self._keep(wave, blocks, gradients)
+
+    def _embedding(self, wave: Wave, states: States) -> None:
+        table = next((o.layer for o in self.offers.values() if o.layer.kind in ("embedding", "tied")), None)
+        if table is None or not self.offers[table.name].stored or self.path(wave, table.name).is_file():
+            return
+        gradients = self._gradients(wave, 0).load(0, self.stream.device)
+        rows = [self.backward.at_embedding(states, number, own) for number, own in enumerate(gradients)]
+        self.stream.free()
+        weight = self.stream.source.checkpoint.read(table.tensor).to(self.stream.device)
+        found = contract_rows(self._fits(table, weight), rows, table.shape)
+        if table.kind == "tied":  # one matrix: what both uses say of a cell is added before anything is squared
+            found = found + read_tensors(self.path(wave, HALF))["p"]
+        self._save(wave, table.name, found)
+        self.path(wave, HALF).unlink(missing_ok=True)
+
+    def _save(self, wave: Wave, name: str, p: Float[Tensor, "choices sequences rows"]) -> None:
+        write_tensors(self.path(wave, name), _packed(p))
+
+
+def _none(layer: Layer, like: Tensor) -> Factors:
+    """Of a layer that was not called for this sequence."""
+    return Factors(like.new_zeros(1, layer.shape[1]), like.new_zeros(1, layer.shape[0]))
+
+
+def _parts(wave: Wave, features: int) -> Iterator[list[int]]:
+    """As many sequences at a time as keep inputs and gradients of a block's layers within the limit."""
+    part: list[int] = []
+    held = 0
+    for number, sequence in enumerate(wave.sequences):
+        size = 4 * features * len(sequence.ids)
+        if part and held + size > FACTOR_BYTES:
+            yield part
+            part, held = [], 0
+        part.append(number)
+        held += size
+    yield part
+
+
+def _packed(p: Float[Tensor, "choices sequences rows"]) -> dict[str, Tensor]:
+    """Row values in fp16 with a scale per choice, and their sums over all rows as they were, in fp64."""
+    scale = p.abs().amax((1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
+    return {"rows": (p / scale[:, None, None]).half(), "scale": scale, "sums": p.double().sum(-1)}
