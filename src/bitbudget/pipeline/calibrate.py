@@ -37,13 +37,15 @@ class Calibration:
     work: Work
     fold: Fold
 
-    def gram(self, layer: Layer) -> GroupGram | None:
-        """Of the input that a layer gets in the folded model; None for an embedding, and for a layer that never ran."""
+    def gram(self, layer: Layer, fold: Fold | None = None) -> GroupGram | None:
+        """Of the input that a layer gets in a folded model (by default by this calibration's own fold); None for an embedding,
+        and for a layer that never ran.
+        """
         if layer.kind == "embedding":
             return None
         block = "head" if layer.block is None else str(layer.block)
         blocks = read_tensors(self.work.path("grams", f"{block}.safetensors")).get(layer.name)
-        return None if blocks is None else GroupGram(blocks).divided(self.fold.column_factor(layer))
+        return None if blocks is None else GroupGram(blocks).divided((fold or self.fold).column_factor(layer))
 
 
 class HiddenStates:

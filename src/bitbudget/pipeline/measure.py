@@ -48,7 +48,7 @@ class Measurement:
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Sums over the scored positions of one document."""
 
     tokens: int = 0
@@ -67,15 +67,15 @@ def measure(
     progress: Progress,
 ) -> Measurement:
     """Run `model`, and `reference` if given, over the sequences; `windows`: their window and stride, for the record."""
-    documents: dict[int, _Sums] = defaultdict(_Sums)
-    waves = list(_waves(sequences, model))
+    documents: dict[int, Sums] = defaultdict(Sums)
+    waves = list(waves_of(sequences, model))
     for number, wave in enumerate(waves, 1):
         part = f" ({number} of {len(waves)})" if len(waves) > 1 else ""
         _run_wave(model, reference, wave, documents, (part, progress))
-    return _summary(list(documents.values()), windows, reference is not None)
+    return summary(list(documents.values()), windows, reference is not None)
 
 
-def _waves(sequences: Sequence[TokenSequence], model: BlockStream) -> Iterator[list[TokenSequence]]:
+def waves_of(sequences: Sequence[TokenSequence], model: BlockStream) -> Iterator[list[TokenSequence]]:
     """As many sequences at a time as keep their hidden states within the limit; a text may be larger than memory."""
     width = model.source.model.get_input_embeddings().embedding_dim * model.dtype.itemsize
     wave: list[TokenSequence] = []
@@ -93,7 +93,7 @@ def _run_wave(
     model: BlockStream,
     reference: BlockStream | None,
     wave: list[TokenSequence],
-    documents: dict[int, _Sums],
+    documents: dict[int, Sums],
     told: tuple[str, Progress],
 ) -> None:
     part, progress = told
@@ -104,7 +104,7 @@ def _run_wave(
     stored = model.logits(_forward(model, ids, f"stored model, block by block{part}", progress))
     with stage(progress, f"{'compare' if reference else 'score'}{part}", len(ids)):
         for sequence, logits, expected in zip(wave, stored, original, strict=True):
-            _add(documents[sequence.document], sequence, logits, expected)
+            add_window(documents[sequence.document], sequence, logits, expected)
             del logits, expected  # before the next ones are made
             progress.advance(1)
 
@@ -114,7 +114,7 @@ def _forward(stream: BlockStream, ids: list[Tensor], name: str, progress: Progre
         return stream.forward(ids, progress=lambda done, total: progress.advance(1))
 
 
-def _add(sums: _Sums, sequence: TokenSequence, logits: Logits, expected: Logits | None) -> None:
+def add_window(sums: Sums, sequence: TokenSequence, logits: Logits, expected: Logits | None) -> None:
     """Add one window, a few positions at a time."""
     labels = sequence.labels.to(logits.device)
     logits = logits[sequence.positions]
@@ -134,7 +134,7 @@ def _add(sums: _Sums, sequence: TokenSequence, logits: Logits, expected: Logits 
     sums.words += sequence.words
 
 
-def _summary(documents: list[_Sums], windows: tuple[int, int], compared: bool) -> Measurement:
+def summary(documents: list[Sums], windows: tuple[int, int], compared: bool) -> Measurement:
     tokens = sum(sums.tokens for sums in documents)
     words = sum(sums.words for sums in documents)
     loss = sum(sums.loss for sums in documents)
@@ -145,14 +145,14 @@ def _summary(documents: list[_Sums], windows: tuple[int, int], compared: bool) -
     return replace(
         own,
         kl=sum(sums.kl for sums in documents) / tokens,
-        kl_se=_ratio_error([sums.kl for sums in documents], [sums.tokens for sums in documents]),
+        kl_se=ratio_error([sums.kl for sums in documents], [sums.tokens for sums in documents]),
         top1=sum(sums.agreeing for sums in documents) / tokens,
         reference_perplexity=_exp(reference_loss / tokens),
         reference_word_perplexity=_exp(reference_loss / words),
     )
 
 
-def _ratio_error(values: list[float], weights: list[int]) -> float | None:
+def ratio_error(values: list[float], weights: list[int]) -> float | None:
     """Standard error of Σ values / Σ weights over documents (linearised); None for a single document."""
     count, total = len(values), sum(weights)
     if count < 2:

@@ -56,16 +56,14 @@ class FittedPart:
         """Parameters of some of this part's own rows."""
         return self.parameters.at(self.format.grid.table_rows(own, self.shape(weight)))
 
-    def values(self, weight: Weight, rows: slice, tile: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+    def values(self, weight: Weight, rows: Int64[Tensor, " n"], tile: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
         """What the rows of a tile decode to; 0 in rows that are another part's."""
         if self.rows is None:
-            own = torch.arange(rows.start, rows.stop, device=weight.device)
-            return self.format.grid.nearest(tile, self.at(own, weight))
-        first, last = (int(place) for place in torch.searchsorted(self.rows, torch.tensor([rows.start, rows.stop])))
-        places = self.rows[first:last] - rows.start
+            return self.format.grid.nearest(tile, self.at(rows, weight))
+        own = torch.searchsorted(self.rows, rows).clamp(max=len(self.rows) - 1)
+        mine = (self.rows[own] == rows).nonzero().squeeze(1)
         values = torch.zeros_like(tile)
-        own = torch.arange(first, last, device=weight.device)
-        values[places] = self.format.grid.nearest(tile[places], self.at(own, weight))
+        values[mine] = self.format.grid.nearest(tile[mine], self.at(own[mine], weight))
         return values
 
     def stored(self, weight: Weight) -> DensePart:
@@ -90,17 +88,18 @@ class Fitted:
     parts: tuple[FittedPart, ...]
     positions: Int64[Tensor, " k"] | None
 
-    def values(self, rows: slice) -> Float[Tensor, "n in"]:
+    def values(self, rows: slice | Int64[Tensor, " n"]) -> Float[Tensor, "n in"]:
         """What some rows will decode to, fp32: bit for bit what the stored weight gives."""
+        every = torch.arange(self.weight.shape[0], device=self.weight.device) if isinstance(rows, slice) else None
+        chosen = rows if every is None else every[rows]
         tile = self.weight[rows].float()
-        values = sum_of([part.values(self.weight, rows, tile) for part in self.parts])
+        values = self.parts[0].values(self.weight, chosen, tile)
+        for part in self.parts[1:]:
+            values += part.values(self.weight, chosen, tile)
         if self.positions is not None and self.choice.outliers is not None:
-            columns = self.weight.shape[1]
-            first, last = _between(self.positions, rows, columns)
-            at = self.positions[first:last] - rows.start * columns
-            flat = values.view(-1)
-            residual = tile.view(-1)[at] - flat[at]
-            flat[at] += residual.to(_values(self.choice.outliers, residual).values.dtype).float()
+            at = entries(self.positions, chosen, tile.shape[1])
+            residual = tile[at] - values[at]
+            values[at] += residual.to(_values(self.choice.outliers, residual).values.dtype).float()
         return values
 
     def error(self, rows: slice) -> Float[Tensor, "n in"]:
@@ -135,15 +134,15 @@ class Fitted:
 
     def _residual(self, format: Outliers, positions: Tensor, parts: list[Part]) -> OutlierPart:
         """What the dense parts leave at the outliers' positions."""
-        columns = self.weight.shape[1]
-        residual = torch.empty(len(positions), device=self.weight.device)
+        residual, done = torch.empty(len(positions), device=self.weight.device), 0
         for rows, tile in tiles(self.weight, None, 1):
-            first, last = _between(positions, slice(int(rows[0]), int(rows[-1]) + 1), columns)
             dense = torch.zeros_like(tile)
             for part in parts:
                 part.add_to(dense, rows)
-            residual[first:last] = (tile - dense).flatten()[positions[first:last] - rows[0] * columns]
-        shape = (self.weight.shape[0], columns)
+            at = entries(positions, rows, tile.shape[1])
+            residual[done : done + len(at[0])] = tile[at] - dense[at]
+            done += len(at[0])
+        shape = (self.weight.shape[0], self.weight.shape[1])
         return OutlierPart.from_entries(_values(format, residual), shape, positions, residual)
 
 
@@ -160,19 +159,13 @@ def _ranges(format: Dense, tile: Tensor, keep: Tensor | None, weighting: Weighti
     return format.grid.fit(tile, keep)
 
 
-def sum_of(addends: list[Tensor]) -> Tensor:
-    """Σ, into the first of them."""
-    total = addends[0]
-    for addend in addends[1:]:
-        total += addend
-    return total
-
-
-def _between(positions: Tensor, rows: slice, columns: int) -> tuple[int, int]:
-    """Which of the ascending flat positions lie in the rows."""
-    ends = torch.tensor([rows.start * columns, rows.stop * columns], device=positions.device)
-    first, last = torch.searchsorted(positions, ends).tolist()
-    return first, last
+def entries(positions: Int64[Tensor, " k"], rows: Int64[Tensor, " n"], columns: int) -> tuple[Tensor, Tensor]:
+    """Place within `rows`, and column, of the ascending flat positions that lie in them."""
+    first = torch.searchsorted(positions, rows * columns)
+    last = torch.searchsorted(positions, (rows + 1) * columns)
+    place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), last - first)
+    entry = torch.arange(len(place), device=rows.device) - ((last - first).cumsum(0) - last)[place]
+    return place, positions[entry] % columns
 
 
 def tiles(
@@ -191,10 +184,5 @@ def kept_mask(tile: Tensor, rows: Tensor, outliers: Tensor | None) -> Tensor | N
     if outliers is None or outliers.numel() == 0:
         return None
     kept = torch.ones_like(tile, dtype=torch.bool)
-    columns = tile.shape[1]
-    first = torch.searchsorted(outliers, rows * columns)
-    last = torch.searchsorted(outliers, (rows + 1) * columns)
-    place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), last - first)
-    entry = torch.arange(len(place), device=rows.device) - ((last - first).cumsum(0) - last)[place]
-    kept[place, outliers[entry] % columns] = False
+    kept[entries(outliers, rows, tile.shape[1])] = False
     return kept

@@ -82,7 +82,7 @@ def _row_errors(
     part = FittedPart.of(weight, format, None, outliers, gram)
     errors = []
     for rows, tile in tiles(weight, None, 1):
-        error = part.values(weight, slice(int(rows[0]), int(rows[-1]) + 1), tile) - tile
+        error = part.values(weight, rows, tile) - tile
         kept = kept_mask(tile, rows, outliers)
         errors.append((error if kept is None else error * kept).square().sum(1))
     return torch.cat(errors)
