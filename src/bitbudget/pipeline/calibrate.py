@@ -19,13 +19,14 @@ from bitbudget.models.gradients import captured_inputs
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, States
+from bitbudget.pipeline.output import plan_layer
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.pipeline.work import Work
 from bitbudget.rounding import fit
 from bitbudget.storage import Choice
-from bitbudget.transforms.awq import Awq, Searched, search_block
+from bitbudget.transforms.awq import Awq, search_block
 from bitbudget.transforms.fold import Fold
-from bitbudget.transforms.pairs import Unscaled, find_scale_groups
+from bitbudget.transforms.pairs import PairFinder
 
 HEAD_TOKENS = 2048  # from which the Gram matrix of the head's input is taken: its logits are computed on the way
 
@@ -96,11 +97,12 @@ def calibrate(
     """The forward pass of the first wave, with everything that is measured once. settings: recipe, tokens of AWQ's search."""
     recipe, awq_tokens = settings
     states = _started(stream, sequences, kept)
+    search = ScaleSearch(stream, awq_tokens, _references(stream.source, recipe)) if recipe.scaling else None
     with stage(progress, "calibrate: inputs and scales, block by block", stream.block_count + 1) as running:
         for index in range(stream.block_count):
             if not kept.has(index + 1):
                 states.hidden, states.next_block = kept.load(index, stream.device), index
-                pass_block(stream, states, index, _Search(stream.source, recipe, awq_tokens), work)
+                pass_block(stream, states, index, search, work)
                 kept.save(index + 1, states.hidden)
             running.advance(1)
         if not work.path("grams", "head.safetensors").is_file():
@@ -118,38 +120,40 @@ def read_fold(source: SourceModel, work: Work) -> Fold:
     return fold
 
 
-@dataclass(frozen=True)
-class _Search:
-    """AWQ's search in one block at a reference choice."""
+def _references(source: SourceModel, recipe: Recipe) -> dict[str, Choice]:
+    """The reference choice of every linear that it fits."""
+    planned = (plan_layer(layer, Choice.parse(recipe.reference)) for layer in source.layers if layer.kind == "linear")
+    return {entry.layer.name: entry.choice for entry in planned}
 
-    source: SourceModel
-    recipe: Recipe
-    tokens: int
 
-    def run(
-        self, stream: BlockStream, states: States, index: int
-    ) -> tuple[Fold, tuple[Searched, ...], tuple[Unscaled, ...]]:
-        if not self.recipe.scaling:
-            return Fold.none(), (), ()
-        groups, unscaled = find_scale_groups(stream, states, index)
-        fold, searched = search_block(Awq(), stream, states, index, groups, self.tokens, self._quantized)
-        return fold, searched, unscaled
+class ScaleSearch:
+    """AWQ's search, block by block, at a choice for every layer."""
+
+    def __init__(self, stream: BlockStream, tokens: int, choices: Mapping[str, Choice]) -> None:
+        self._stream = stream
+        self._tokens = tokens
+        self._choices = choices
+        self._pairs = PairFinder(stream)
+
+    def run(self, states: States, index: int) -> Fold:
+        """The scales of a loaded block, whose original inputs `states` hold."""
+        groups, _ = self._pairs.find(states, index)
+        fold, _ = search_block(Awq(tokens=self._tokens), self._stream, states, index, groups, self._quantized)
+        return fold
 
     def _quantized(self, name: str, weight: Tensor) -> Tensor:
-        from bitbudget.pipeline.output import fitted
-
-        choice = fitted(Choice.parse(self.recipe.reference), (weight.shape[0], weight.shape[1]))
-        return weight if choice is None else fit(weight, choice).decoded(weight.dtype)
+        choice = self._choices.get(name)
+        return weight if choice is None or choice.kept else fit(weight, choice).decoded(weight.dtype)
 
 
-def pass_block(stream: BlockStream, states: States, index: int, search: _Search, work: Work) -> None:
+def pass_block(stream: BlockStream, states: States, index: int, search: ScaleSearch | None, work: Work) -> None:
     """Searches the scales of a block, then moves every sequence through it and gathers the Gram matrices of its layers."""
     layers = [layer for layer in stream.source.layers if layer.block == index]
     modules = {layer.name: stream.model.get_submodule(layer.module) for layer in layers}
     sums: dict[str, Tensor] = {}
     tokens = 0
     with torch.no_grad(), stream.loaded(index):
-        fold, _, _ = search.run(stream, states, index)
+        fold = Fold.none() if search is None else search.run(states, index)
         with captured_inputs(modules) as seen:
             for sequence in range(len(states.hidden)):
                 states.hidden[sequence] = stream.call(index, states, sequence)

@@ -155,7 +155,8 @@ class Scoring:
             )
             gradients.append(entering)
             if head is not None and factors is not None and self.offers[head.name].stored:
-                fits = self._fits(head, self._weight(head)) if fits is None else fits
+                # The head's module: that of a tied matrix is the embedding, of which nothing is loaded.
+                fits = fits or self._fits(head, self.stream.model.get_output_embeddings().weight.detach())
                 pieces.append(contract(fits, [factors], head.shape))
         self.stream.free()
         if head is not None and pieces:

@@ -1,0 +1,283 @@
+"""Plan: measure what is not measured yet, solve for the budget, and let the guard judge. Everything that was measured stays in the
+work folder, so another budget only solves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitbudget.allocation import Infeasible, Plan, ScoreTable, plan_from_table, solve
+from bitbudget.calibration.split import split
+from bitbudget.calibration.tokenizer import Tokenizer
+from bitbudget.calibration.tokens import TokenSequence, fingerprint as tokens_fingerprint
+from bitbudget.errors import BudgetError, InputError
+from bitbudget.methods import Recipe
+from bitbudget.models.devices import compute_dtype, resolve_device
+from bitbudget.models.source import SourceModel
+from bitbudget.models.stream import BlockStream, CheckpointWeights
+from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, Budget, limits
+from bitbudget.pipeline.calibrate import Calibration, HiddenStates, calibrate, forward_wave
+from bitbudget.pipeline.effort import WINDOW, Effort
+from bitbudget.pipeline.offers import KEPT, Offer, chosen, costs, digits, disk_constant, offers
+from bitbudget.pipeline.output import OutputPlan, PlannedLayer, shards_of
+from bitbudget.pipeline.progress import Run
+from bitbudget.pipeline.scores import Scoring, Wave
+from bitbudget.pipeline.table import Measured
+from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
+from bitbudget.pipeline.versions import versions
+from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_identity
+from bitbudget.transforms.fold import FoldedWeights
+
+AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
+SCRATCH_BYTES = 32 << 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to plan, apart from the budget. cache: folder of measurements; scratch_bytes: what hidden states may take on the disk."""
+
+    recipe: Recipe
+    effort: Effort
+    text: Path | None = None
+    cache: Path | None = None
+    scratch_bytes: int = SCRATCH_BYTES
+
+
+class Planner:
+    """One model and one way to measure it; plans for any number of budgets."""
+
+    def __init__(self, source: SourceModel, settings: Settings, run: Run) -> None:
+        self.source = source
+        self.settings = settings
+        self.run = run
+        self.offers = offers(source, settings.recipe)
+        self.tokenizer = Tokenizer.open(source.folder, run.trust_remote_code)
+        self.text = open_text(settings.text, self.tokenizer)
+        self.parts = split(self.text)
+        self.device = resolve_device(run.device)
+        self.dtype = compute_dtype(self.device, source.config)
+
+    @cached_property
+    def sequences(self) -> tuple[TokenSequence, ...]:
+        """Calibration sequences, as many as could be needed; the first of each document first."""
+        effort = self.settings.effort
+        found = sample(
+            self.text, self.parts.calibration, self.tokenizer, self.source, Cut(WINDOW, tokens=effort.most * WINDOW)
+        )
+        return found.sequences[: effort.most]
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """All that calibration depends on."""
+        effort, recipe = self.settings.effort, self.settings.recipe
+        return {
+            "source": source_identity(self.source),
+            "sequences": tokens_fingerprint(self.sequences[: self._first]),
+            "scaling": [recipe.scaling, recipe.reference, effort.scaling_tokens] if recipe.scaling else [],
+            "compute": [self.device.type, str(self.dtype)],
+            "versions": versions(),
+        }
+
+    @cached_property
+    def work(self) -> Work:
+        return Work.open(self.settings.cache or cache_folder(), self.inputs)
+
+    @property
+    def _first(self) -> int:
+        """Sequences of the first wave, within what the scratch limit allows."""
+        return min(self.settings.effort.first, self._wave_sequences, len(self.sequences))
+
+    @property
+    def _wave_sequences(self) -> int:
+        """Sequences whose hidden states at all blocks stay within the scratch limit."""
+        width = self.source.model.get_input_embeddings().embedding_dim * self.dtype.itemsize
+        held = (self.source.block_count + 3) * WINDOW * width
+        if self.settings.scratch_bytes < held:
+            raise InputError(
+                f"The scratch limit of {self.settings.scratch_bytes:,} bytes is too small: hidden states of one sequence of "
+                f"{WINDOW} tokens take {held:,} bytes at all blocks together."
+            )
+        return self.settings.scratch_bytes // held
+
+    @cached_property
+    def score_folder(self) -> str:
+        """Scores of other choices or labels do not mix."""
+        recipe = self.settings.recipe
+        wanted = {offer.layer.name: [str(planned.choice) for planned in offer.stored] for offer in self.offers}
+        return f"{recipe.labels}-{fingerprint(wanted)[:12]}"
+
+    def stream(self) -> BlockStream:
+        """Of the original."""
+        return BlockStream(self.source, CheckpointWeights(self.source.checkpoint), self.device, self.dtype)
+
+    def measured(self, count: int) -> Measured:
+        """Scores from the first `count` sequences; what is missing is measured."""
+        with self.work.held():
+            calibration = self._calibration()
+            weights = FoldedWeights(CheckpointWeights(self.source.checkpoint), calibration.fold)
+            folded = BlockStream(self.source, weights, self.device, self.dtype)
+            scoring = Scoring(folded, calibration, self.offers, self.settings.recipe.labels, self.score_folder)
+            waves = tuple(self._waves(count))
+            for wave in waves:
+                self._score(wave, scoring)
+        return Measured(scoring, waves, self.settings.recipe.estimator)
+
+    def _waves(self, count: int) -> list[Wave]:
+        """0 … first, then each as long as all before it, cut by the scratch limit."""
+        found, start, size = [], 0, self._first
+        while start < min(count, len(self.sequences)):
+            stop = min(start + size, count, len(self.sequences))
+            found.append(Wave(self.sequences[start:stop], start))
+            start, size = stop, min(stop, self._wave_sequences)
+        return found
+
+    def _hidden(self, wave: Wave) -> HiddenStates:
+        return HiddenStates(self.work.path("hidden", wave.name), [len(own.ids) for own in wave.sequences])
+
+    def _calibration(self) -> Calibration:
+        from bitbudget.pipeline.calibrate import read_fold
+
+        if self.work.path("calibrated").is_file():
+            return Calibration(self.work, read_fold(self.source, self.work))
+        wave = self._waves(self._first)[0]
+        settings = self.settings.recipe, self.settings.effort.scaling_tokens
+        found = calibrate(self.stream(), wave.sequences, self._hidden(wave), settings, self.work, self.run.progress)
+        self.work.path("calibrated").touch()
+        return found
+
+    def _score(self, wave: Wave, scoring: Scoring) -> None:
+        done = self.work.path("scores", self.score_folder, wave.name, "done")
+        if done.is_file():
+            return
+        hidden = self._hidden(wave)
+        if not hidden.has(self.source.block_count):
+            forward_wave(self.stream(), wave.sequences, hidden, self.run.progress, f"forward, sequences {wave.name}")
+        scoring.run(wave, hidden, self.run.progress)
+        done.touch()
+        self.work.remove("gradients", self.score_folder, wave.name)
+        self.work.remove("hidden", wave.name)
+
+    def calibration(self) -> Calibration:
+        """What was measured once; measured now if it is missing."""
+        with self.work.held():
+            return self._calibration()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A budget as the solver sees it. limit: of every dimension."""
+
+    budget: Budget
+    limit: dict[str, int | None]
+    constant_disk: int
+    max_shard_bytes: int
+
+    @property
+    def solver_limit(self) -> dict[str, int | None]:
+        disk = self.limit[DISK]
+        return {**self.limit, DISK: None if disk is None else max(0, disk - self.constant_disk)}
+
+
+def question(source: SourceModel, budget: Budget, beside_weights: int, max_shard_bytes: int) -> Question:
+    """Raises InputError for a budget that is no number, BudgetError for one used up before the first layer."""
+    budget.check()
+    return Question(
+        budget, limits(budget, source, beside_weights), disk_constant(source, max_shard_bytes), max_shard_bytes
+    )
+
+
+def offered(every: Sequence[Offer], budget: Budget) -> tuple[Offer, ...]:
+    """With a budget of code bits embedding and head stay at 16 bits, as papers count."""
+    if budget.code_bits is None:
+        return tuple(every)
+    return tuple(
+        offer if offer.layer.kind == "linear" else Offer(offer.layer, offer.planned[:1]) for offer in every
+    )
+
+
+def restricted(table: ScoreTable, every: Sequence[Offer]) -> ScoreTable:
+    """Only the points that are offered."""
+    allowed = {(offer.layer.name, str(planned.choice)) for offer in every for planned in offer.planned}
+    units = tuple(
+        replace(unit, points=tuple(point for point in unit.points if (unit.name, point.label) in allowed))
+        for unit in table.units
+    )
+    return replace(table, units=units)
+
+
+def solved(table: ScoreTable, asked: Question, source: SourceModel, every: Sequence[Offer]) -> Plan:
+    """The plan of least predicted loss. Bytes that the solver set aside for file headers and did not need are given back.
+
+    Raises:
+        BudgetError: no plan fits.
+    """
+    limit = asked.solver_limit
+    plan = _solved(table, limit, asked)
+    most = asked.limit[DISK]
+    for _ in range(8):
+        if most is None:
+            break
+        spare = most - output_of(source, chosen(every, plan.layers), asked.max_shard_bytes, {}).disk_bytes
+        assert spare >= 0, "header sizes are bounded from above"
+        raised = {**limit, DISK: plan.costs[DISK] + spare}
+        again = _solved(table, raised, asked)
+        if again.layers == plan.layers:
+            break
+        if output_of(source, chosen(every, again.layers), asked.max_shard_bytes, {}).disk_bytes > most:
+            break
+        plan = again
+    return plan
+
+
+def _solved(table: ScoreTable, limit: Mapping[str, int | None], asked: Question) -> Plan:
+    try:
+        return plan_from_table(table, limit)
+    except Infeasible as error:
+        raise BudgetError(f"The budget {asked.budget.to_dict()} cannot be met. {error}") from error
+
+
+def refuse_infeasible(source: SourceModel, every: Sequence[Offer], asked: Question) -> None:
+    """Before any work: raise BudgetError where no plan can meet the budget."""
+    solve_unscored(source, every, asked)
+
+
+def solve_unscored(source: SourceModel, every: Sequence[Offer], asked: Question) -> Plan:
+    from bitbudget.allocation import Point, Unit
+
+    width = digits(source)
+    units = tuple(
+        Unit(
+            offer.layer.name,
+            tuple(
+                Point({offer.layer.name: str(planned.choice)}, costs(planned, width), 0.0) for planned in offer.planned
+            ),
+        )
+        for offer in every
+    )
+    return _solved(ScoreTable(DIMENSIONS, units, {}), asked.solver_limit, asked)
+
+
+def richest(source: SourceModel, every: Sequence[Offer], asked: Question) -> tuple[PlannedLayer, ...] | None:
+    """Every layer by its largest choice, if the budget has room for that: then there is nothing to choose."""
+    width = digits(source)
+    layers = tuple(max(offer.planned, key=lambda planned: costs(planned, width)) for offer in every)
+    totals = [sum(amounts) for amounts in zip(*(costs(planned, width) for planned in layers), strict=True)]
+    over = [
+        name
+        for name, total in zip(DIMENSIONS, totals, strict=True)
+        if (most := asked.solver_limit[name]) is not None and total > most
+    ]
+    return None if over else layers
+
+
+def output_of(
+    source: SourceModel, layers: Sequence[PlannedLayer], max_shard_bytes: int, settings: dict[str, Any]
+) -> OutputPlan:
+    """What these layers make of the model, to the byte."""
+    return OutputPlan(
+        tuple(layers), source.passthrough, shards_of(source, layers, max_shard_bytes), settings
+    )
