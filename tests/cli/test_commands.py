@@ -148,6 +148,25 @@ def test_inspect(invoke, stored: Path) -> None:
     assert len(document(invoke("inspect", stored, "--json"))["output"]["layers"]) == 23
 
 
+def test_inspect_draws(invoke, stored: Path, damaged: Path, tmp_path: Path, edit_json) -> None:
+    plots = tmp_path / "new" / "plots"
+    result = invoke("inspect", stored, "--plots", plots)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in plots.iterdir()] == ["bits.png"]
+    assert f"Drawn: {plots / 'bits.png'}" in result.stderr.replace("\n", " ")
+    compared = {"name": "plan", "bytes": 9000, "predicted": 0.02, "kl": 0.025, "kl_se": 0.001}
+    edit_json(damaged / "bitbudget.json", guard={"winner": "plan", "candidates": [compared]})
+    found = document(invoke("inspect", damaged, "--plots", plots, "--json"))
+    assert found["plots"] == [str(plots / name) for name in ("bits.png", "frontier.png", "predicted.png")]
+    assert "plots" not in document(invoke("inspect", stored, "--json"))
+
+
+def test_inspect_cannot_draw_into_a_file(invoke, stored: Path) -> None:
+    result = invoke("inspect", stored, "--plots", stored / "config.json")
+    assert result.exit_code == 6
+    assert "config.json" in result.stderr and result.stdout == ""
+
+
 def test_inspect_shows_a_file_that_differs(invoke, damaged: Path) -> None:
     with (damaged / "model.safetensors").open("ab") as file:
         file.write(b"more")

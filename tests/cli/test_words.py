@@ -5,7 +5,6 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from bitbudget.report.checkpoint import bar, role, show_blocks
 from bitbudget.report.sizes import divergence, duration, exact_size, parse_size, perplexity, size
 from bitbudget.report.terminal import print_json, printable, say
 
@@ -73,32 +72,3 @@ def test_control_characters_are_spelled_out() -> None:
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": "é"}})
     assert capsys.readouterr().out == '{\n "a": null,\n "b": [\n  null,\n  1.5\n ],\n "c": {\n  "d": "é"\n }\n}\n'
-
-
-@pytest.mark.parametrize(
-    ("name", "block", "text"),
-    [
-        ("model.layers.1.mlp.up_proj", 1, "model.layers.*.mlp.up_proj"),
-        ("h.11.attn.1.c", 11, "h.*.attn.1.c"),
-        ("0.weight", 0, "*.weight"),
-        ("lm_head", None, "lm_head"),
-    ],
-)
-def test_the_same_layer_of_all_blocks_has_one_name(name: str, block: int | None, text: str) -> None:
-    assert role(name, {"block": block}) == text
-
-
-def test_bars() -> None:
-    assert [bar(share, 4) for share in (0.0, 0.03125, 0.5, 1.0, 2.0)] == ["", "▏", "██", "████", "████"]
-
-
-def test_blocks_with_the_same_bits_share_a_line() -> None:
-    sizes = {0: 64, 1: 32, 2: 32, 3: 64}
-    layers = {f"layers.{block}": {"block": block, "shape": [8, 8], "bytes": nbytes} for block, nbytes in sizes.items()}
-    file = StringIO()
-    show_blocks(Console(file=file, width=60), layers)
-    assert [line.split()[:2] for line in file.getvalue().splitlines()[1:]] == [
-        ["0", "8.000"],
-        ["1-2", "4.000"],
-        ["3", "8.000"],
-    ]

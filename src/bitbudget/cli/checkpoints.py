@@ -1,7 +1,7 @@
 """Commands on models and checkpoints: forecast, quantize, verify, evaluate, inspect, run, demo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from bitbudget.report.checkpoint import quantized, show_inspection, show_quantiz
 from bitbudget.report.demo import show_demo
 from bitbudget.report.forecast import show_forecast
 from bitbudget.report.measurement import show_measurement, show_verification
+from bitbudget.report.plots import save_plots
 from bitbudget.report.session import session
 
 
@@ -174,18 +175,22 @@ def evaluate(  # noqa: PLR0913 -- one parameter an option
 def inspect(
     folder: options.Folder,
     every_layer: Annotated[bool, typer.Option("--layers", help="A row for every layer.")] = False,
+    plots: options.Plots = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what a checkpoint holds.
 
-    Layers, choices and bytes, bits of every block, what was kept and why, verification, provenance.
+    Layers, choices and bytes, bits of every block and layer, what was kept and why, verification, provenance.
     """
     with session(as_json, debug) as running:
         record, _ = read_record(folder)
-        running.show(
-            {"folder": str(folder), **record}, lambda: show_inspection(running.results, folder, record, every_layer)
-        )
+        found = {"folder": str(folder), **record}
+        if plots is not None:
+            found["plots"] = [str(path) for path in _plotted(plots, folder, record)]
+        running.show(found, lambda: show_inspection(running.results, folder, record, every_layer))
+        for path in found.get("plots", []):
+            running.note(f"Drawn: {path}")
 
 
 @app.command(epilog=options.EXIT_HELP)
@@ -253,6 +258,13 @@ def demo(
         with TemporaryDirectory(prefix="bitbudget-demo-") as scratch:
             found = run_demo(output or Path(scratch), device=device, progress=running.progress).to_dict()
         running.show(found, lambda: show_demo(running.results, found, str(output) if output else None))
+
+
+def _plotted(directory: Path, folder: Path, record: dict[str, Any]) -> list[Path]:
+    from bitbudget.pipeline.plans import read_plan
+
+    title = f"{record['source']['name']}, {record['output']['settings']['method']}"
+    return save_plots(directory, record["output"]["layers"], read_plan(folder), record.get("guard"), title)
 
 
 def _require_folder(folder: Path) -> None:

@@ -58,6 +58,9 @@ TextFile = Annotated[
 Against = Annotated[str | None, typer.Option(metavar="MODEL", help="The original, to compare with.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings along.")]
+Plots = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder for pictures (PNG).", show_default="no pictures")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ShardSize = Annotated[

@@ -1,21 +1,18 @@
 """A stored checkpoint on one page: what quantize says at its end and what inspect shows."""
 
-import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bitbudget.pipeline.record import RECORD_NAME
+from bitbudget.report.bits import show_bits
+from bitbudget.report.drawing import bits_text, role, stored_bits
 from bitbudget.report.measurement import show_verification
 from bitbudget.report.sizes import exact_size
 from bitbudget.report.terminal import new_table, printable, say
 
-BAR_WIDTH = 24
-EIGHTHS = " ▏▎▍▌▋▊▉"
 Layers = dict[str, dict[str, Any]]
 
 
@@ -52,7 +49,7 @@ def show_inspection(console: Console, folder: Path, record: dict[str, Any], ever
     show_layers(console, layers, every_layer)
     show_notes(console, layers)
     console.print()
-    show_blocks(console, layers)
+    show_bits(console, layers)
     console.print()
     _show_kept(console, record["output"]["kept"])
     console.print()
@@ -86,10 +83,12 @@ def show_layers(console: Console, layers: Layers, every_layer: bool = False) -> 
     table = new_table("layer", "choice", "count", "bits", "bytes", left=2)
     for (name, choice), entries in rows.items():
         nbytes = sum(entry["bytes"] for entry in entries)
-        table.add_row(printable(name), printable(choice), str(len(entries)), f"{bits(entries):.3f}", f"{nbytes:,}")
+        table.add_row(
+            printable(name), printable(choice), str(len(entries)), bits_text(stored_bits(entries)), f"{nbytes:,}"
+        )
     table.add_section()
     total = sum(entry["bytes"] for entry in layers.values())
-    table.add_row("all layers", "", str(len(layers)), f"{bits(layers.values()):.3f}", f"{total:,}")
+    table.add_row("all layers", "", str(len(layers)), bits_text(stored_bits(layers.values())), f"{total:,}")
     console.print(table)
     if blocks:
         say(console, f"* is a block: {blocks}0, {blocks}1 and so on.")
@@ -101,20 +100,6 @@ def path_of_blocks(layers: Layers) -> str:
     return paths.pop() if len(paths) == 1 else ""
 
 
-def role(name: str, entry: dict[str, Any]) -> str:
-    """The layer's name with a star for the number of its block."""
-    if entry["block"] is None:
-        return name
-    return re.sub(rf"(^|\.){entry['block']}(?=\.|$)", r"\1*", name, count=1)
-
-
-def bits(entries: Iterable[dict[str, Any]]) -> float:
-    """Stored bits a weight, over some layers."""
-    entries = list(entries)
-    weights = sum(math.prod(entry["shape"]) for entry in entries)
-    return 8 * sum(entry["bytes"] for entry in entries) / weights
-
-
 def show_notes(console: Console, layers: Layers) -> None:
     """Layers that could not take the choice asked for; the same reason in many blocks is told once."""
     notes = Counter((role(name, entry), entry["note"]) for name, entry in layers.items() if entry.get("note"))
@@ -124,42 +109,6 @@ def show_notes(console: Console, layers: Layers) -> None:
     for (name, note), count in notes.items():
         times = f" ({count} layers)" if count > 1 else ""
         say(console, f"  - {name}{times}: {note}")
-
-
-def show_blocks(console: Console, layers: Layers) -> None:
-    """Stored bits of each block as bars; neighbours with the same bits share a line."""
-    blocks: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for entry in layers.values():
-        if entry["block"] is not None:
-            blocks[entry["block"]].append(entry)
-    if not blocks:
-        return
-    table = new_table("block", "bits", "", left=0)
-    table.columns[2].justify = "left"
-    table.columns[2].no_wrap = True
-    runs = list(_runs({number: round(bits(entries), 3) for number, entries in sorted(blocks.items())}))
-    widest = max(16.0, *(value for _, _, value in runs))
-    for first, last, value in runs:
-        table.add_row(str(first) if first == last else f"{first}-{last}", f"{value:.3f}", bar(value / widest))
-    console.print(table)
-
-
-def _runs(values: dict[int, float]) -> Iterator[tuple[int, int, float]]:
-    start: int | None = None
-    previous = 0
-    for number, value in values.items():
-        if start is not None and values[start] != value:
-            yield start, previous, values[start]
-            start = number
-        start, previous = (number if start is None else start), number
-    if start is not None:
-        yield start, previous, values[start]
-
-
-def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """A bar of `share` of the width, exact to an eighth of a letter."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
 def _show_kept(console: Console, kept: dict[str, str]) -> None:
