@@ -19,7 +19,7 @@ from bitbudget.models.gradients import captured_inputs
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, States
-from bitbudget.pipeline.output import plan_layer
+from bitbudget.pipeline.output import PlannedLayer, plan_layer
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.pipeline.work import Work
 from bitbudget.rounding import fit
@@ -205,3 +205,24 @@ def _started(stream: BlockStream, sequences: Sequence[TokenSequence], kept: Hidd
     if not kept.has(0):
         kept.save(0, states.hidden)
     return states
+
+
+def rescaled(
+    stream: BlockStream, sequences: Sequence[TokenSequence], tokens: int, layers: Sequence[PlannedLayer], progress: Progress
+) -> Fold:
+    """Scales searched once more, every layer at its own choice, on the first sequences with `tokens` tokens together."""
+    few, held = [], 0
+    for sequence in sequences:
+        if held < tokens:
+            few.append(sequence)
+            held += len(sequence.ids)
+    states = stream.start([sequence.ids for sequence in few])
+    search = ScaleSearch(stream, tokens, {planned.layer.name: planned.choice for planned in layers})
+    fold = Fold.none()
+    with stage(progress, "scales once more, at the plan's widths", stream.block_count) as running:
+        for index in range(stream.block_count):
+            with torch.no_grad(), stream.loaded(index):
+                fold = fold.then(search.run(states, index))
+            stream.run_block(index, states)
+            running.advance(1)
+    return fold

@@ -3,33 +3,33 @@ work folder, so another budget only solves.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bitbudget.allocation import Infeasible, Plan, ScoreTable, plan_from_table, solve
+from bitbudget.allocation import Infeasible, Plan, Point, ScoreTable, Unit, plan_from_table
 from bitbudget.calibration.split import split
 from bitbudget.calibration.tokenizer import Tokenizer
-from bitbudget.calibration.tokens import TokenSequence, fingerprint as tokens_fingerprint
+from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.calibration.tokens import fingerprint as tokens_fingerprint
 from bitbudget.errors import BudgetError, InputError
 from bitbudget.methods import Recipe
 from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights
-from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, Budget, limits
-from bitbudget.pipeline.calibrate import Calibration, HiddenStates, calibrate, forward_wave
+from bitbudget.pipeline.budgets import DIMENSIONS, DISK, Budget, limits
+from bitbudget.pipeline.calibrate import Calibration, HiddenStates, calibrate, forward_wave, read_fold
 from bitbudget.pipeline.effort import WINDOW, Effort
-from bitbudget.pipeline.offers import KEPT, Offer, chosen, costs, digits, disk_constant, offers
+from bitbudget.pipeline.offers import Offer, chosen, costs, digits, disk_constant, offers
 from bitbudget.pipeline.output import OutputPlan, PlannedLayer, shards_of
 from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.scores import Scoring, Wave
 from bitbudget.pipeline.table import Measured
-from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
+from bitbudget.pipeline.texts import Cut, open_text, sample
 from bitbudget.pipeline.versions import versions
-from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_identity
+from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_identity, tensor_headers
 from bitbudget.transforms.fold import FoldedWeights
 
 AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
@@ -139,8 +139,6 @@ class Planner:
         return HiddenStates(self.work.path("hidden", wave.name), [len(own.ids) for own in wave.sequences])
 
     def _calibration(self) -> Calibration:
-        from bitbudget.pipeline.calibrate import read_fold
-
         if self.work.path("calibrated").is_file():
             return Calibration(self.work, read_fold(self.source, self.work))
         wave = self._waves(self._first)[0]
@@ -160,6 +158,11 @@ class Planner:
         done.touch()
         self.work.remove("gradients", self.score_folder, wave.name)
         self.work.remove("hidden", wave.name)
+
+    def hashes(self) -> dict[str, str]:
+        """What a plan depends on, by hash. The weights by their headers; the checkpoint's record has the hash of every tensor."""
+        config = sha256((self.source.folder / "config.json").read_bytes()).hexdigest()
+        return {"config": config, "tensors": fingerprint(tensor_headers(self.source)), "text": self.text.sha256}
 
     def calibration(self) -> Calibration:
         """What was measured once; measured now if it is missing."""
@@ -242,23 +245,13 @@ def _solved(table: ScoreTable, limit: Mapping[str, int | None], asked: Question)
 
 def refuse_infeasible(source: SourceModel, every: Sequence[Offer], asked: Question) -> None:
     """Before any work: raise BudgetError where no plan can meet the budget."""
-    solve_unscored(source, every, asked)
-
-
-def solve_unscored(source: SourceModel, every: Sequence[Offer], asked: Question) -> Plan:
-    from bitbudget.allocation import Point, Unit
-
     width = digits(source)
-    units = tuple(
-        Unit(
-            offer.layer.name,
-            tuple(
-                Point({offer.layer.name: str(planned.choice)}, costs(planned, width), 0.0) for planned in offer.planned
-            ),
-        )
-        for offer in every
-    )
-    return _solved(ScoreTable(DIMENSIONS, units, {}), asked.solver_limit, asked)
+    units = []
+    for offer in every:
+        name = offer.layer.name
+        points = (Point({name: str(planned.choice)}, costs(planned, width), 0.0) for planned in offer.planned)
+        units.append(Unit(name, tuple(points)))
+    _solved(ScoreTable(DIMENSIONS, tuple(units), {}), asked.solver_limit, asked)
 
 
 def richest(source: SourceModel, every: Sequence[Offer], asked: Question) -> tuple[PlannedLayer, ...] | None:

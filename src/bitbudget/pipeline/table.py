@@ -1,6 +1,6 @@
 """From p_d on the disk to the score table that the solver reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,10 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import DIMENSIONS
 from bitbudget.pipeline.offers import Offer, costs, digits
 from bitbudget.pipeline.scores import Scoring, Wave
-from bitbudget.scoring import ESTIMATORS, Estimate
+from bitbudget.scoring import ESTIMATORS, Estimate, composite
+
+DEFAULT = "fisher"  # the composite of two estimators, over all layers together
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -26,28 +29,46 @@ class Measured:
     def sequences(self) -> int:
         return sum(len(wave.sequences) for wave in self.waves)
 
-    def estimate(self, offer: Offer, chosen: slice = slice(None), estimator: str | None = None) -> Estimate:
-        """Scores of an offer's stored choices, from some of the sequences (default: all)."""
-        name = estimator or self.estimator
+    def estimate(self, offer: Offer, estimator: str, chosen: slice = EVERY) -> Estimate:
+        """One of `ESTIMATORS` for an offer's stored choices, from some of the sequences (default: all)."""
         files = [read_tensors(self.scoring.path(wave, offer.layer.name)) for wave in self.waves]
-        if name == "rows":
+        if estimator in ("rows", "by-row"):
             pieces = [file["rows"].float() * file["scale"][:, None, None] for file in files]
         else:  # these need the sums over rows only, which were kept unrounded
             pieces = [file["sums"].unsqueeze(-1) for file in files]
         tokens = [count for wave in self.waves for count in wave.tokens]
-        return ESTIMATORS[name](torch.cat(pieces, dim=1)[:, chosen], tokens[chosen])
+        return ESTIMATORS[estimator](torch.cat(pieces, dim=1)[:, chosen], tokens[chosen])
 
-    def table(self, source: SourceModel, offers: Sequence[Offer], inputs: dict[str, str], chosen: slice = slice(None)) -> ScoreTable:
+    def estimates(
+        self, offers: Sequence[Offer], chosen: slice = EVERY, estimator: str | None = None
+    ) -> dict[tuple[str, str], tuple[float, float]]:
+        """(layer, choice's text) -> score and standard error, of all stored choices."""
+        name = estimator or self.estimator
+        keys = [(offer.layer.name, str(planned.choice)) for offer in offers for planned in offer.stored]
+        if not keys:
+            return {}
+        if name == DEFAULT:
+            parts = [self._joined(offers, part, chosen) for part in ("whole", "by-row")]
+            found = composite(*parts, [choice for _, choice in keys])
+        else:
+            found = self._joined(offers, name, chosen)
+        return dict(zip(keys, zip(found.score.tolist(), found.se.tolist(), strict=True), strict=True))
+
+    def _joined(self, offers: Sequence[Offer], estimator: str, chosen: slice) -> Estimate:
+        each = [self.estimate(offer, estimator, chosen) for offer in offers if offer.stored]
+        return Estimate(torch.cat([one.score for one in each]), torch.cat([one.se for one in each]))
+
+    def table(
+        self, source: SourceModel, offers: Sequence[Offer], inputs: Mapping[str, str], chosen: slice = EVERY
+    ) -> ScoreTable:
         """Units of all layers; a choice that keeps a layer as it is loses nothing."""
-        width = digits(source)
-        return ScoreTable(DIMENSIONS, tuple(self._unit(offer, width, chosen) for offer in offers), inputs)
-
-    def _unit(self, offer: Offer, width: int, chosen: slice) -> Unit:
-        stored = offer.stored
-        scores = self.estimate(offer, chosen) if stored else Estimate(torch.empty(0), torch.empty(0))
-        found = dict(zip((str(planned.choice) for planned in stored), zip(*(part.tolist() for part in scores)), strict=True))
-        points = []
-        for planned in offer.planned:
-            score, se = found.get(str(planned.choice), (0.0, 0.0))
-            points.append(Point({offer.layer.name: str(planned.choice)}, costs(planned, width), score, se))
-        return Unit(offer.layer.name, tuple(points))
+        width, found = digits(source), self.estimates(offers, chosen)
+        units = []
+        for offer in offers:
+            name, points = offer.layer.name, []
+            for planned in offer.planned:
+                text = str(planned.choice)
+                score, se = found.get((name, text), (0.0, 0.0))
+                points.append(Point({name: text}, costs(planned, width), score, se))
+            units.append(Unit(name, tuple(points)))
+        return ScoreTable(DIMENSIONS, tuple(units), inputs)

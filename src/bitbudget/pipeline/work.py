@@ -32,11 +32,13 @@ def cache_folder() -> Path:
 def source_identity(source: SourceModel) -> dict[str, Any]:
     """What tells one set of weights from another without reading them: headers, sizes and modification times of the files."""
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in source.checkpoint.files]
-    tensors = {
-        name: [str(info.dtype), list(info.shape), info.start] for name, info in source.checkpoint.tensors.items()
-    }
     config = sha256((source.folder / "config.json").read_bytes()).hexdigest()
-    return {"files": files, "tensors": tensors, "config": config}
+    return {"files": files, "tensors": tensor_headers(source), "config": config}
+
+
+def tensor_headers(source: SourceModel) -> dict[str, Any]:
+    """Dtype, shape and place of every tensor."""
+    return {name: [str(info.dtype), list(info.shape), info.start] for name, info in source.checkpoint.tensors.items()}
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:

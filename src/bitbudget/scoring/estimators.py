@@ -5,7 +5,9 @@ first-order change of L_d; the cells of a choice are always summed before anythi
 
 | name       | formula                          | source |
 |------------|----------------------------------|--------|
-| fisher     | 1/(2T) Σ_d a_d²                  | KL to second order; with labels drawn from the model F is the Hessian of the KL |
+| whole      | 1/(2T) Σ_d a_d²                  | KL to second order; with labels drawn from the model F is the Hessian of the KL |
+| by-row     | 1/(2T) Σ_d Σ_row p_d²            | the same, if errors of different rows have nothing to do with each other |
+| fisher     | both, weighted by their precision | `scoring/composite.py` |
 | first      | |Σ_d a_d| / T                    | LLM-MQ, equation 2 |
 | per-sample | Σ_d |a_d| / T                    | |
 | rows       | Σ_d Σ_row |p_d + ½ p_d²| / T     | MixLLM, global salience of output features |
@@ -33,9 +35,14 @@ class Estimate(NamedTuple):
 Estimator = Callable[[Contraction, Sequence[int]], Estimate]
 
 
-def fisher(p: Contraction, tokens: Sequence[int]) -> Estimate:
+def whole(p: Contraction, tokens: Sequence[int]) -> Estimate:
     """½ aᵀa / T. tokens: scored in every sequence."""
     return _mean(p.double().sum(-1).square() / 2, tokens)
+
+
+def by_row(p: Contraction, tokens: Sequence[int]) -> Estimate:
+    """½ Σ_row p² / T: without what the rows' errors do together, and so with the noise of many squares instead of one."""
+    return _mean(p.double().square().sum(-1) / 2, tokens)
 
 
 def first_order(p: Contraction, tokens: Sequence[int]) -> Estimate:
@@ -67,5 +74,5 @@ def _mean(values: PerSequence, tokens: Sequence[int]) -> Estimate:
 
 
 ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
-    {"fisher": fisher, "first": first_order, "per-sample": per_sample, "rows": rows}
+    {"whole": whole, "by-row": by_row, "first": first_order, "per-sample": per_sample, "rows": rows}
 )
