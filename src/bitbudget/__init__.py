@@ -3,7 +3,7 @@
     import bitbudget
 
     bitbudget.forecast("demo")
-    bitbudget.quantize("demo", "int4:g128", "out")
+    bitbudget.quantize("demo", bitbudget.Budget(weights=2_500_000), "out")
     bitbudget.verify("out", against="demo").passed
     bitbudget.evaluate("out", "text.txt", against="demo").kl
     model = bitbudget.load("out")  # or transformers.AutoModelForCausalLM.from_pretrained("out")
@@ -17,16 +17,18 @@ from bitbudget.integrations.on_import import register_when_imported
 
 if TYPE_CHECKING:
     from bitbudget.integrations.loading import load
-    from bitbudget.pipeline.api import evaluate, quantize, verify
+    from bitbudget.pipeline.api import evaluate, plan, quantize, verify
+    from bitbudget.pipeline.budgets import Budget
+    from bitbudget.pipeline.by_budget import Options
     from bitbudget.pipeline.forecast import forecast
 
-__all__ = ["evaluate", "forecast", "load", "quantize", "verify"]
+__all__ = ["Budget", "Options", "evaluate", "forecast", "load", "plan", "quantize", "verify"]
 
 register_when_imported()
 
 
 def __getattr__(name: str) -> Any:
-    """The five verbs, each imported when it is first used."""
+    """Each public name is imported when it is first used."""
     if name == "forecast":
         from bitbudget.pipeline.forecast import forecast
 
@@ -35,6 +37,14 @@ def __getattr__(name: str) -> Any:
         from bitbudget.integrations.loading import load
 
         return load
+    if name == "Budget":
+        from bitbudget.pipeline.budgets import Budget
+
+        return Budget
+    if name == "Options":
+        from bitbudget.pipeline.by_budget import Options
+
+        return Options
     if name in __all__:
         from bitbudget.pipeline import api
 

@@ -6,6 +6,7 @@ that `--help` answers at once.
 
 from bitbudget.cli import checkpoints as checkpoints  # defines its commands
 from bitbudget.cli import plans as plans  # likewise
+from bitbudget.cli import quantizing as quantizing  # likewise
 from bitbudget.cli.app import app as app
 
 

@@ -1,4 +1,4 @@
-"""Commands on models and checkpoints: forecast, quantize, verify, evaluate, inspect, run, demo."""
+"""Commands on models and checkpoints: forecast, verify, evaluate, inspect, run, demo."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +9,7 @@ from bitbudget.cli import options
 from bitbudget.cli.app import app
 from bitbudget.errors import InputError
 from bitbudget.pipeline.record import read_record
-from bitbudget.pipeline.runlog import logged
-from bitbudget.report.checkpoint import quantized, show_inspection, show_quantized
+from bitbudget.report.checkpoint import show_inspection
 from bitbudget.report.demo import show_demo
 from bitbudget.report.forecast import show_forecast
 from bitbudget.report.measurement import show_measurement, show_verification
@@ -54,48 +53,6 @@ def forecast(  # noqa: PLR0913 -- one parameter an option
                 trust_remote_code=trust_remote_code,
             ).to_dict()
         running.show({"model": model, **found}, lambda: show_forecast(running.results, model, found))
-
-
-@app.command(epilog=options.EXIT_HELP)
-def quantize(  # noqa: PLR0913 -- one parameter an option
-    model: options.Model,
-    choice: options.ChoiceText,
-    output: options.Output,
-    embedding: options.Embedding = options.KEPT,
-    head: options.Head = options.KEPT,
-    text: options.TextFile = None,
-    device: options.Device = "auto",
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify the result.")] = True,
-    max_shard_size: options.ShardSize = 5 * 10**9,
-    trust_remote_code: options.RemoteCode = False,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
-) -> None:
-    """Store a model by one choice and verify the result.
-
-    Stopped at any time, the same command continues. Times are logged beside OUT, in OUT.run.jsonl.
-    """
-    command = {"model": model, "choice": choice, "embedding": embedding, "head": head, "device": device}
-    with session(as_json, debug, output) as running:
-        running.load()
-        from bitbudget.pipeline import api
-
-        with logged(running.progress, output, command) as log:
-            record = api.quantize(
-                model,
-                choice,
-                output,
-                embedding=embedding,
-                head=head,
-                text=text,
-                device=device,
-                verify=verify,
-                max_shard_bytes=max_shard_size,
-                trust_remote_code=trust_remote_code,
-                progress=log,
-            )
-        running.show(quantized(output, record), lambda: show_quantized(running.results, output, record))
-        running.note(f'Try it: bitbudget run {output} "Once upon a time"')
 
 
 @app.command(epilog=options.EXIT_HELP)

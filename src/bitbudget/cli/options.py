@@ -14,7 +14,7 @@ KEPT = "16bit"
 EXIT_HELP = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 
-def _shard_size(text: str | int) -> int:
+def _size(text: str | int) -> int:
     nbytes = parse_size(str(text))
     if nbytes is None:
         raise typer.BadParameter(f"{text!r} is no size. Write bytes, or a number with KB, MB, GB, KiB, MiB or GiB.")
@@ -34,10 +34,72 @@ MODEL_HELP = f"Model folder, Hugging Face id, or `{DEMO_NAME}` (the packaged mod
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `quantize` wrote.", show_default=False)]
 ChoiceText = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--choice", metavar="CHOICE", help="How the blocks' linears are stored, such as int4:g128.", show_default=False
+        "--choice",
+        metavar="CHOICE",
+        help="One choice for all linears of the blocks, such as int4:g128, instead of a budget.",
+        show_default=False,
     ),
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE",
+        parser=_size,
+        help="Budget for running: stored tensors, key-value cache at --context, activations, --reserve.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    int | None, typer.Option(metavar="SIZE", parser=_size, help="Budget for all tensors.", show_default=False)
+]
+Disk = Annotated[
+    int | None, typer.Option(metavar="SIZE", parser=_size, help="Budget for the weight files.", show_default=False)
+]
+Bits = Annotated[
+    float | None, typer.Option(help="Budget: stored bits a weight, over all layers.", show_default=False)
+]
+CodeBits = Annotated[
+    float | None,
+    typer.Option(help="Budget: code bits a weight of the blocks' linears, as papers count.", show_default=False),
+]
+KvDtype = Annotated[
+    str | None, typer.Option(help="fp16, bf16, fp32, fp8 or int8.", show_default="the model's own")
+]
+Reserve = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE", parser=_size, help="Memory that is left free.", show_default="0, on CUDA 600 MiB"
+    ),
+]
+Method = Annotated[str, typer.Option(help="llm-mq, or llm-mq-paper for the paper's own setting.")]
+EffortName = Annotated[str, typer.Option("--effort", metavar="fast|normal|best", help="How much to measure.")]
+Widths = Annotated[
+    str | None, typer.Option(metavar="BITS,…", help="Widths to choose from, 16 included.", show_default="the method's")
+]
+Groups = Annotated[
+    str | None, typer.Option(metavar="SIZES", help="Group sizes to choose from.", show_default="the method's")
+]
+OutlierShares = Annotated[
+    str | None,
+    typer.Option(
+        "--outliers",
+        metavar="SHARES",
+        help="Shares of outliers to choose from, such as 0,0.5%; auto: 0 and 0.1 to 2 %.",
+        show_default="the method's",
+    ),
+]
+RangeRule = Annotated[
+    str | None,
+    typer.Option("--range", metavar="minmax|clip", help="How ranges of groups are found.", show_default="the method's"),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder that keeps what was measured.", show_default="the user's cache"),
+]
+Scratch = Annotated[
+    int, typer.Option(metavar="SIZE", parser=_size, help="What hidden states may take on the disk meanwhile.")
 ]
 Choices = Annotated[
     list[str] | None,
@@ -53,7 +115,7 @@ Embedding = Annotated[str, typer.Option(metavar="CHOICE", help="How the embeddin
 Head = Annotated[str, typer.Option(metavar="CHOICE", help="How the head is stored; 16bit: as it is.")]
 TextFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Text or JSONL file to verify on.", show_default="the packaged books"),
+    typer.Option(metavar="FILE", help="Text or JSONL file to measure on.", show_default="the packaged books"),
 ]
 Against = Annotated[str | None, typer.Option(metavar="MODEL", help="The original, to compare with.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")]
@@ -64,6 +126,6 @@ Plots = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ShardSize = Annotated[
-    int, typer.Option(metavar="SIZE", parser=_shard_size, help="Largest weight file.", show_default="5GB")
+    int, typer.Option(metavar="SIZE", parser=_size, help="Largest weight file.", show_default="5GB")
 ]
 Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")]

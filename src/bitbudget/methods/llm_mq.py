@@ -11,9 +11,11 @@ KL consists of). M is what lies on the disk, scales, zeros and CSR included. Gro
 choices of their own, so that bytes go where they help most. `LlmMq.paper()` is the paper's setting.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bitbudget.errors import InputError
 from bitbudget.methods.recipe import Labels, Recipe
+from bitbudget.storage import Choice
 
 OUTLIER_CANDIDATES = ("0.1%", "0.25%", "0.5%", "1%", "2%")  # of `auto`
 KEPT_BITS = 16
@@ -47,6 +49,27 @@ class LlmMq:
             "llm-mq-paper", (2, 3, 4), (128,), ("0.5%",), tables=(), range="minmax", score="first", labels="text"
         )
 
+    def offering(self, bits: str | None, groups: str | None, outliers: str | None, range: str | None) -> "LlmMq":
+        """The same method with other choices, each a list with commas; outliers `auto`: none, and 0.1 to 2 %.
+
+        Raises InputError for words that name no choice.
+        """
+        shares = ("0", *OUTLIER_CANDIDATES) if outliers == "auto" else _words(outliers) or self.outliers
+        try:
+            changed = replace(
+                self,
+                bits=tuple(int(word) for word in _words(bits)) or self.bits,
+                groups=tuple(sorted(int(word) for word in _words(groups))) or self.groups,
+                outliers=tuple("0" if share in ("0", "0%") else share for share in shares),
+                range=range or self.range,
+            )
+        except ValueError as error:
+            raise InputError(f"Widths and groups are whole numbers with commas between them ({error}).") from error
+        for text in changed.recipe().choices:
+            if text != "16bit":
+                Choice.parse(text)
+        return changed
+
     def recipe(self) -> Recipe:
         return Recipe(
             method=self.name,
@@ -69,3 +92,7 @@ class LlmMq:
                 shares = ("0",) if wide else self.outliers
                 found += [dense if share == "0" else f"{dense}+outliers:{share}" for share in shares]
         return found
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())

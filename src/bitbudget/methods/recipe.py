@@ -1,7 +1,8 @@
 """A recipe: what a method offers the solver, how it scores it, and what it does to the model before."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Labels = Literal["sampled", "text"]
 
@@ -21,3 +22,8 @@ class Recipe:
     labels: Labels
     scaling: bool
     reference: str
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Recipe":
+        """From JSON values, as a plan's settings hold them."""
+        return cls(**{**document, "choices": tuple(document["choices"]), "tables": tuple(document["tables"])})

@@ -1,33 +1,66 @@
-"""The five verbs of the library, with the words of the command line."""
+"""The verbs of the library, with the words of the command line."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bitbudget.allocation import Plan
 from bitbudget.calibration.split import split
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.data import DEMO_NAME, demo_model_folder, resolve_model
 from bitbudget.errors import InputError, VerificationError
 from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.budgets import Budget
+from bitbudget.pipeline.by_budget import Options, Planned, plan_for, planned_from, writing_of
 from bitbudget.pipeline.measure import Measurement
-from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, uniform_plan
+from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, uniform_plan
+from bitbudget.pipeline.plans import read_plan
 from bitbudget.pipeline.progress import Progress, Run, Silent
-from bitbudget.pipeline.quantize import write_checkpoint, write_record
+from bitbudget.pipeline.quantize import Writing, write_checkpoint, write_record
 from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
 from bitbudget.pipeline.verify import EVALUATE_CUT, VERIFY_CUT, Verification, evaluate_folder, verify_folder
 from bitbudget.storage import Choice
 
 KEPT = "16bit"
+DEFAULT_OPTIONS = Options()
+
+
+def plan(
+    model: str | Path,
+    budget: Budget,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    text: str | Path | None = None,
+    device: str = "auto",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Planned:
+    """The best plan that meets a budget, compared with its rivals on text that nothing was measured on.
+
+    model: a folder, a hub id, or "demo". text: plain text or JSONL to measure on (default: the packaged books). What is
+    measured stays in the cache folder, so that another budget is only solved.
+
+    Raises:
+        InputError: the model, text or options cannot be used.
+        BudgetError: no plan meets the budget; nothing was measured.
+        OutputError: the cache folder or its disk cannot take the measurements.
+    """
+    run = Run(device, progress or Silent(), trust_remote_code)
+    source = open_source(model, trust_remote_code)
+    return plan_for(source, budget, replace(options, text=_path(text)), max_shard_bytes, run)
 
 
 def quantize(
     model: str | Path,
-    choice: str,
+    how: str | Budget | Plan | Path,
     output: str | Path,
     *,
     embedding: str = KEPT,
     head: str = KEPT,
+    options: Options = DEFAULT_OPTIONS,
     text: str | Path | None = None,
     device: str = "auto",
     verify: bool = True,
@@ -35,34 +68,81 @@ def quantize(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Store the linears of a model's blocks by one choice, write the checkpoint to `output` and verify it.
+    """Store a model within a budget, by a plan, or by one choice; write the checkpoint to `output` and verify it.
 
-    model: a folder, a hub id, or "demo". choice, embedding, head: such as "int4:g128"; "16bit" keeps a tensor as it is.
-    text: plain text or JSONL to verify on (default: the packaged books). Returns the record that bitbudget.json holds.
+    model: a folder, a hub id, or "demo". how: a `Budget`; a `Plan` or the path of one; or a choice such as "int4:g128" for the
+    linears of all blocks, with `embedding` and `head` beside it ("16bit" keeps a tensor as it is).
+    text: plain text or JSONL to measure and verify on (default: the packaged books). Returns the record that bitbudget.json holds.
 
     Raises:
-        InputError: the model, text or choice cannot be used; nothing was written.
+        InputError: the model, text, choice or plan cannot be used; nothing was written.
+        BudgetError: no plan meets the budget; nothing was written.
         OutputError: the folder or disk cannot take the result.
         VerificationError: the finished folder does not hold what it promises.
     """
     run, output = Run(device, progress or Silent(), trust_remote_code), Path(output)
-    of_embedding, of_head = _parse(embedding), _parse(head)
+    chosen = (_parse(how), _parse(embedding), _parse(head)) if isinstance(how, str) else None
     resolve_device(device)
     source = open_source(model, trust_remote_code)
-    plan = uniform_plan(source, Choice.parse(choice), of_embedding, of_head, max_shard_bytes)
-    refuse_idle(plan)
-    tokenizer = Tokenizer.open(source.folder, trust_remote_code)
-    words = open_text(Path(text) if text else None, tokenizer)
-    parts = split(words)
+    words = _Words.open(source, _path(text), run)
     if verify:  # too short a text is found now, not after the work
-        sample(words, parts.acceptance, tokenizer, source, VERIFY_CUT)
-    record = write_checkpoint(source, plan, output, text_entry(words, parts), source_name(model), run.progress)
+        words.check()
+    asked = replace(options, text=_path(text))
+    if chosen is not None:
+        made = uniform_plan(source, chosen[0] or Choice.parse(how), chosen[1], chosen[2], max_shard_bytes)
+        refuse_idle(made.stored_choices, made.settings["choice"], [entry.note for entry in made.layers])
+        writing = Writing(made, source_name(model), words.entry)
+    elif isinstance(how, Budget):
+        writing = writing_of(plan_for(source, how, asked, max_shard_bytes, run), source_name(model), words.entry)
+    else:
+        given = how if isinstance(how, Plan) else read_plan(how)
+        writing = writing_of(planned_from(source, given, asked, run), source_name(model), words.entry)
+    record = write_checkpoint(source, writing, output, run.progress)
     if verify:
-        result = verify_folder(output, source, words.path, run)
-        write_record(output, record | {"verification": result.to_dict()})
-        require_passed(result, output)
-        record["verification"] = result.to_dict()
+        record = _verified(record, source, output, words.path, run)
     return record
+
+
+def _verified(
+    record: dict[str, Any], source: SourceModel, output: Path, text: Path, run: Run
+) -> dict[str, Any]:
+    result = verify_folder(output, source, text, run)
+    record = record | {"verification": result.to_dict()}
+    write_record(output, record)
+    require_passed(result, output)
+    return record
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The text that a checkpoint is verified on."""
+
+    source: SourceModel
+    tokenizer: Tokenizer
+    text: Any
+    parts: Any
+
+    @classmethod
+    def open(cls, source: SourceModel, path: Path | None, run: Run) -> "_Words":
+        tokenizer = Tokenizer.open(source.folder, run.trust_remote_code)
+        text = open_text(path, tokenizer)
+        return cls(source, tokenizer, text, split(text))
+
+    @property
+    def path(self) -> Path:
+        return self.text.path
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return text_entry(self.text, self.parts)
+
+    def check(self) -> None:
+        """Raise InputError where the verification would find the text too short."""
+        sample(self.text, self.parts.acceptance, self.tokenizer, self.source, VERIFY_CUT)
+
+
+def _path(text: str | Path | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def verify(
@@ -122,13 +202,13 @@ def source_name(model: str | Path) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else str(model)
 
 
-def refuse_idle(plan: OutputPlan) -> None:
+def refuse_idle(stored: Mapping[str, Choice], choice: str, notes: list[str | None]) -> None:
     """Raise InputError if every layer would stay as it is: that is a copy, not a checkpoint of ours."""
-    if not plan.stored_choices:
-        notes = {planned.note for planned in plan.layers if planned.note}
-        why = f" ({'; '.join(sorted(notes))})" if notes else ""
+    if not stored:
+        reasons = sorted({note for note in notes if note})
+        why = f" ({'; '.join(reasons)})" if reasons else ""
         raise InputError(
-            f"With the choice {plan.settings['choice']} every layer stays as it is{why}, so nothing would be quantized. "
+            f"With the choice {choice} every layer stays as it is{why}, so nothing would be quantized. "
             "Give a choice such as int4:g128, or copy the model's folder."
         )
 

@@ -157,11 +157,12 @@ def accounted(folder: Folder, original: SourceModel) -> Iterator[str]:
     """Every tensor of the original is stored, kept with the same bytes, or left out for a reason that the plan gives."""
     plan, found = folder.record["output"], folder.checkpoint.tensors
     of_layers = {layer.tensor: layer.name for layer in original.layers}
+    scaled = plan.get("scaled", {})
     for name, info in original.checkpoint.tensors.items():
         stored = of_layers.get(name) in folder.config.layers
-        if stored:
+        if stored or name in scaled:
             if original.checkpoint.sha256(name) != folder.record["source"]["tensors"].get(name):
-                yield f"the layer {of_layers[name]} was made from another weight than the original's {name}"
+                yield f"the tensor {name} was made from another one than the original's"
         elif name in plan["repeated"] and name not in found:
             continue
         elif name not in found:

@@ -133,7 +133,7 @@ def _guarded(
     candidates = [Candidate(PLAN, chosen(planner.offers, plan.layers), first, plan.loss)]
     if effort.again and planner.settings.recipe.scaling:
         layers = candidates[0].layers
-        again = Preparation(calibration, _scaled_again(planner, layers))
+        again = Preparation(calibration, scaled_again(planner, layers))
         candidates.append(Candidate(AGAIN, layers, again, None))
         plans[AGAIN] = plan.layers
     for rival in _distinct(plan, rivals.uniform(), rivals.hand()):
@@ -157,7 +157,8 @@ def _guarded(
     return Decided(replace(decided, settings=settings), taken.layers, taken.preparation, guard, table)
 
 
-def _scaled_again(planner: Planner, layers: Sequence[PlannedLayer]) -> Fold:
+def scaled_again(planner: Planner, layers: Sequence[PlannedLayer]) -> Fold:
+    """AWQ's scales, searched once more with every layer at its own choice."""
     tokens = planner.settings.effort.scaling_tokens
     return rescaled(planner.stream(), planner.sequences, tokens, layers, planner.run.progress)
 

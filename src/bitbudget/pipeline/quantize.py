@@ -1,18 +1,18 @@
 """Quantize: read layer by layer, store by the plan, write shard by shard, then verify what lies on the disk."""
 
 import json
-import platform
 import shutil
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitbudget.allocation import Plan
 from bitbudget.checkpoint.journal import JOURNAL_NAME, Journal
 from bitbudget.checkpoint.native import FORMAT_VERSION, NativeConfig
 from bitbudget.checkpoint.read import Checkpoint
@@ -24,9 +24,11 @@ from bitbudget.pipeline.card import model_card
 from bitbudget.pipeline.files import OtherFiles
 from bitbudget.pipeline.output import OutputPlan, PlannedLayer
 from bitbudget.pipeline.plans import decision
+from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.pipeline.record import RECORD_NAME
-from bitbudget.rounding import nearest
+from bitbudget.pipeline.versions import versions
+from bitbudget.pipeline.work import fingerprint, source_identity
 
 FINITE_PIECE = 2**22  # values looked at in one go
 
@@ -60,35 +62,50 @@ def prepare_output(output: Path, plan: OutputPlan) -> None:
         )
 
 
-def write_checkpoint(
-    source: SourceModel, plan: OutputPlan, output: Path, text: dict[str, Any], name: str, progress: Progress
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Writing:
+    """What is written and what the record says of it.
+
+    name: what the record calls the source; text: the text's entry; preparation: what is done to weights before they are
+    rounded; decision: the plan that was solved (None: choices that the user named); extra: further entries of the record.
+    """
+
+    plan: OutputPlan
+    name: str
+    text: dict[str, Any]
+    preparation: Preparation = field(default_factory=Preparation)
+    decision: Plan | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def write_checkpoint(source: SourceModel, writing: Writing, output: Path, progress: Progress) -> dict[str, Any]:
     """Write every shard that the journal does not hold, the other files, and last config.json; returns the record.
 
     The folder cannot be loaded before config.json is there, so an interrupted run is never mistaken for a finished one.
-    `text` is the text's entry of the record, `name` what the record calls the source.
     """
+    plan = writing.plan
     prepare_output(output, plan)
     hashes: dict[str, str] = {}
-    with Journal.open(output, _fingerprint(source, plan, text)) as journal:
+    with Journal.open(output, fingerprint(run_inputs(source, writing))) as journal:
         with stage(progress, "quantize", _bytes(source, plan.shards, plan)) as running:
             for shard in plan.shards:
                 if shard.filename not in journal.finished:
-                    journal.record(shard.filename, _write_shard(source, plan, shard, output, running))
+                    journal.record(shard.filename, _write_shard(source, writing, shard, output, running))
                 else:
                     running.advance(_bytes(source, (shard,), plan))
                 hashes |= journal.finished[shard.filename]
-        record = _finish(source, plan, output, text, name, hashes)
+        record = _finish(source, writing, output, hashes)
         journal.close_and_remove()
     return record
 
 
 def _write_shard(
-    source: SourceModel, plan: OutputPlan, shard: Shard, output: Path, progress: Progress
+    source: SourceModel, writing: Writing, shard: Shard, output: Path, progress: Progress
 ) -> dict[str, str]:
     """Hashes of the shard's tensors; those of the source's tensors stand under `source/<name>`."""
     hashes: dict[str, str] = {}
     wanted = {spec.name for spec in shard.specs}
+    plan, preparation = writing.plan, writing.preparation
     layers = plan.by_tensor
     unused = {tensor.tensor for tensor in plan.kept if tensor.reason == UNUSED}
     with ShardWriter(output, shard) as writer:
@@ -97,8 +114,11 @@ def _write_shard(
             if origin not in unused:
                 _refuse_not_finite(source, origin, tensor)
             planned = layers.get(origin)
-            stored = {origin: tensor} if planned is None or planned.choice.kept else _store(planned, tensor)
-            if planned is not None and not planned.choice.kept:
+            if planned is None or planned.choice.kept:
+                stored = {origin: preparation.kept(origin, tensor)}
+            else:
+                stored = _store(planned, tensor, preparation)
+            if stored.get(origin) is not tensor:
                 hashes[f"source/{origin}"] = tensor_sha256(tensor)
             for name in sorted(stored.keys() & wanted):
                 hashes[name] = writer.write(name, stored[name])
@@ -106,9 +126,9 @@ def _write_shard(
     return hashes
 
 
-def _store(planned: PlannedLayer, tensor: Tensor) -> dict[str, Tensor]:
+def _store(planned: PlannedLayer, tensor: Tensor, preparation: Preparation) -> dict[str, Tensor]:
     """The stored tensors of a layer under their names in the file."""
-    weight = nearest(tensor.T if planned.layer.transposed else tensor, planned.choice)
+    weight = preparation.stored(planned, tensor)
     return {f"{planned.layer.name}.{name}": value for name, value in weight.tensors().items()}
 
 
@@ -139,18 +159,20 @@ def _refuse_not_finite(source: SourceModel, name: str, tensor: Tensor) -> None:
     )
 
 
-def _fingerprint(source: SourceModel, plan: OutputPlan, text: dict[str, Any]) -> str:
-    """Of everything the output depends on: weights by header, size and modification time, plan, text, versions."""
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.checkpoint.files]
-    tensors = {name: [str(info.dtype), info.shape, info.start] for name, info in source.checkpoint.tensors.items()}
-    everything = [files, tensors, plan.to_dict(), text, versions()]
-    return sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+def run_inputs(source: SourceModel, writing: Writing) -> dict[str, Any]:
+    """Everything that the output depends on: weights by header, size and modification time, plan, scales, text, versions."""
+    return {
+        "source": source_identity(source),
+        "plan": writing.plan.to_dict(),
+        "scales": writing.preparation.fold.fingerprint,
+        "text": writing.text,
+        "versions": versions(),
+    }
 
 
-def _finish(
-    source: SourceModel, plan: OutputPlan, output: Path, text: dict[str, Any], name: str, hashes: dict[str, str]
-) -> dict[str, Any]:
+def _finish(source: SourceModel, writing: Writing, output: Path, hashes: dict[str, str]) -> dict[str, Any]:
     """Index, other files, record, and last the config that makes the folder a model."""
+    plan = writing.plan
     if len(plan.shards) > 1:
         write_atomic(output / "model.safetensors.index.json", index_json(plan.shards))
     others = OtherFiles.of(source.folder)
@@ -158,16 +180,19 @@ def _finish(
     plan = plan.as_written({name: info.dtype for name, info in written.tensors.items()})
     config_bytes = (source.folder / "config.json").read_bytes()
     of_source = {key.removeprefix("source/"): value for key, value in hashes.items() if key.startswith("source/")}
-    inputs = {"config": sha256(config_bytes).hexdigest(), "text": text["sha256"]}
+    inputs = {"config": sha256(config_bytes).hexdigest(), "text": writing.text["sha256"]}
+    changed = writing.preparation.fold.reasons
+    stored = {planned.layer.tensor for planned in plan.layers if not planned.choice.kept}
     record = {
         "format_version": FORMAT_VERSION,
         "versions": versions(),
-        "source": {"name": name, "config_sha256": inputs["config"], "tensors": of_source},
-        "plan": decision(plan, inputs).to_dict(),
-        "output": plan.to_dict(),
-        "text": text,
+        "source": {"name": writing.name, "config_sha256": inputs["config"], "tensors": of_source},
+        "plan": (writing.decision or decision(plan, inputs)).to_dict(),
+        "output": plan.to_dict() | {"scaled": {name: why for name, why in changed.items() if name not in stored}},
+        "text": writing.text,
         "tensors": {spec.name: hashes[spec.name] for shard in plan.shards for spec in shard.specs},
         "other_files": {"copied": others.copy(source.folder, output), "left_out": others.left_out},
+        **writing.extra,
     }
     write_record(output, record)
     config = json.loads(config_bytes)
@@ -197,9 +222,3 @@ def write_record(output: Path, record: dict[str, Any]) -> None:
 def tensor_sha256(tensor: Tensor) -> str:
     """Of the bytes of a contiguous tensor in main memory."""
     return sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions that the bytes of a checkpoint and the numbers of a verification depend on."""
-    packages = ("bitbudget", "torch", "transformers", "tokenizers")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
