@@ -129,8 +129,8 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
 
     Stopped at any time, the same command continues. Times are logged beside OUT, in OUT.run.jsonl.
     """
-    budgets = {"memory": memory, "weights": weights, "disk": disk, "bits": bits, "code_bits": code_bits}
-    asked = {name: value for name, value in budgets.items() if value is not None}
+    named = {"memory": memory, "weights": weights, "disk": disk, "bits": bits, "code_bits": code_bits}
+    asked = {name: value for name, value in named.items() if value is not None}
     command = {"model": model, "choice": choice, "budget": asked, "plan": str(plan_file or ""), "device": device}
     with session(as_json, debug, output) as running:
         _one_way(choice, plan_file, asked)
@@ -145,7 +145,7 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
         with logged(running.progress, output, command) as log:
             record = api.quantize(
                 model,
-                choice or plan_file or Budget(**budgets),
+                choice or plan_file or Budget(memory, weights, disk, bits, code_bits),
                 output,
                 embedding=embedding,
                 head=head,

@@ -81,21 +81,22 @@ def quantize(
         VerificationError: the finished folder does not hold what it promises.
     """
     run, output = Run(device, progress or Silent(), trust_remote_code), Path(output)
-    chosen = (_parse(how), _parse(embedding), _parse(head)) if isinstance(how, str) else None
+    of_blocks = Choice.parse(how) if isinstance(how, str) else None
+    others = _parse(embedding), _parse(head)
     resolve_device(device)
     source = open_source(model, trust_remote_code)
     words = _Words.open(source, _path(text), run)
     if verify:  # too short a text is found now, not after the work
         words.check()
     asked = replace(options, text=_path(text))
-    if chosen is not None:
-        made = uniform_plan(source, chosen[0] or Choice.parse(how), chosen[1], chosen[2], max_shard_bytes)
+    if of_blocks is not None:
+        made = uniform_plan(source, of_blocks, *others, max_shard_bytes)
         refuse_idle(made.stored_choices, made.settings["choice"], [entry.note for entry in made.layers])
         writing = Writing(made, source_name(model), words.entry)
     elif isinstance(how, Budget):
         writing = writing_of(plan_for(source, how, asked, max_shard_bytes, run), source_name(model), words.entry)
     else:
-        given = how if isinstance(how, Plan) else read_plan(how)
+        given = how if isinstance(how, Plan) else read_plan(Path(how))
         writing = writing_of(planned_from(source, given, asked, run), source_name(model), words.entry)
     record = write_checkpoint(source, writing, output, run.progress)
     if verify:

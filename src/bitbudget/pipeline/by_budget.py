@@ -119,6 +119,7 @@ def _bare(source: SourceModel) -> Any:
 
 
 def _output(source: SourceModel, layers: tuple[PlannedLayer, ...], plan: Plan) -> OutputPlan:
+    settings: dict[str, Any]
     kept = ("method", "effort", "budget", "sequences", "scales", "guard", "max_shard_bytes")
     settings = {name: plan.settings[name] for name in kept if name in plan.settings}
     settings = {"method": "plan", "max_shard_bytes": DEFAULT_SHARD_BYTES} | settings

@@ -1,4 +1,4 @@
-"""From a tensor of the source to what is stored: scales folded in, then rounded by the plan's choice with its input's Gram matrix."""
+"""From a tensor of the source to what is stored: scales folded in, then rounded by its choice with its input's Gram matrix."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitbudget.calibration.gram import GroupGram
-from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.calibrate import Calibration
 from bitbudget.pipeline.output import PlannedLayer

@@ -61,7 +61,7 @@ class Rivals:
 
     def _ladder(self) -> Iterator[tuple[str, str]]:
         """(base, one width up) of the choices without outliers in the largest groups, widest first."""
-        plain = {}
+        plain: dict[int, tuple[int, str]] = {}
         for text in self._recipe.choices:
             choice = Choice.parse(text) if text != KEPT else None
             if choice and not choice.outliers and len(choice.dense) == 1:

@@ -48,8 +48,8 @@ class Measured:
         if not keys:
             return {}
         if name == DEFAULT:
-            parts = [self._joined(offers, part, chosen) for part in ("whole", "by-row")]
-            found = composite(*parts, [choice for _, choice in keys])
+            whole, by_row = (self._joined(offers, part, chosen) for part in ("whole", "by-row"))
+            found = composite(whole, by_row, [choice for _, choice in keys])
         else:
             found = self._joined(offers, name, chosen)
         return dict(zip(keys, zip(found.score.tolist(), found.se.tolist(), strict=True), strict=True))

@@ -90,8 +90,8 @@ class Fitted:
 
     def values(self, rows: slice | Int64[Tensor, " n"]) -> Float[Tensor, "n in"]:
         """What some rows will decode to, fp32: bit for bit what the stored weight gives."""
-        every = torch.arange(self.weight.shape[0], device=self.weight.device) if isinstance(rows, slice) else None
-        chosen = rows if every is None else every[rows]
+        every = torch.arange(self.weight.shape[0], device=self.weight.device)
+        chosen = every[rows] if isinstance(rows, slice) else rows
         tile = self.weight[rows].float()
         values = self.parts[0].values(self.weight, chosen, tile)
         for part in self.parts[1:]:

@@ -3,7 +3,7 @@ to first order. g_d = G_dᵀ X_d exists for a tile of rows at a time, and every 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 TILE_WEIGHTS = 2**23  # errors of all choices and gradients of all sequences that are in memory at a time: 32 MiB of fp32
 
 
+@runtime_checkable
 class Erring(Protocol):
     """A weight stored by a choice, as far as its errors go (`rounding.Fitted`)."""
 
@@ -20,6 +21,7 @@ class Erring(Protocol):
         ...
 
 
+@runtime_checkable
 class FactorsOf(Protocol):
     """X and G = ∂L/∂Y of a linear for one sequence (`models.gradients.Factors`)."""
 
