@@ -170,6 +170,8 @@ def _hooks(
     return enter, leave
 
 
-def random_hidden(like: Float[Tensor, "1 tokens width"], generator: torch.Generator) -> Float64[Tensor, "1 tokens width"]:
+def random_hidden(
+    like: Float[Tensor, "1 tokens width"], generator: torch.Generator
+) -> Float64[Tensor, "1 tokens width"]:
     """Hidden states of deviation 1 in the shape of `like`."""
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
