@@ -22,7 +22,7 @@ NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
 NARROWING = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 GROUPED = frozenset({getattr(torch, "_grouped_mm", None)}) - {None}  # older versions have none
 
-Factor = Float64[Tensor, " n"]
+Factor = Float64[Tensor, " _"]
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ class Search:
         self._generator = generator
         self._trace = Trace()
         self._scaled: dict[tuple[str, Rows], tuple[Scale, Trace]] = {}
-        block.run({}, self._trace)  # RuntimeError where the block cannot compute in fp64
+        # RuntimeError where the block cannot compute in fp64.
+        self._is_finite = bool(torch.isfinite(block.run({}, self._trace)).all())
         self._order = list(self._trace.inputs)
 
     def found(self) -> Proposals:
@@ -121,6 +122,8 @@ class Search:
 
     def _proven(self, entry: _Set) -> Pair | str:
         """The proven pair of a set, or why there is none."""
+        if not self._is_finite:
+            return "what the block computes is not finite, so nothing can be proven"
         if entry.others:
             return f"{_listed(entry.others)}, no layer that could be scaled with them, reads the same input"
         norm = next((path for path in self._order if self._is_norm_of(path, entry.input)), None)
