@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, States
 from bitbudget.transforms.fold import Fold
@@ -31,7 +32,7 @@ class Awq:
     """`grid`: how many exponents α = k/grid are tried, k = 0 … grid − 1. `tokens`: how many of the text a search sees."""
 
     grid: int = 20
-    tokens: int = 16384
+    tokens: int = 4096
     least: float = 1e-4  # the smallest scale before normalisation
 
 
@@ -84,13 +85,14 @@ def _captured(awq: Awq, stream: BlockStream, states: States, index: int, group: 
         calls.append((args, kwargs))
         outputs.append(_first(returned))
 
-    def weigh(module: nn.Module, args: tuple[Any, ...]) -> None:
-        sums.append(args[0].abs().flatten(0, -2).sum(0, dtype=torch.float64))
+    def weigh(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering = _first((*args, *kwargs.values()))
+        sums.append(entering.abs().flatten(0, -2).sum(0, dtype=torch.float64))
 
     consumer = _consumers(stream.source, group)[0]
     hooks = [
         stream.model.get_submodule(group.inspected).register_forward_hook(inspect, with_kwargs=True),
-        stream.model.get_submodule(consumer.module).register_forward_pre_hook(weigh),
+        stream.model.get_submodule(consumer.module).register_forward_pre_hook(weigh, with_kwargs=True),
     ]
     try:
         for number, sequence in enumerate(states.sequences):
@@ -119,13 +121,17 @@ class _Trial:
 
     def best(self, quantized: Quantized) -> tuple[Fold, Searched]:
         """The exponent with the smallest loss, the first of equals; α = 0 (no scale) comes first."""
-        losses = [self._loss(self._scale(alpha), quantized) for alpha in self._alphas()]
+        losses: list[float] = []
+        tried = None
+        for number in range(self._awq.grid):
+            factor = self._scaling.exact(self._scale(number / self._awq.grid))
+            # Powers of two often stay the same from one exponent to the next.
+            is_new = tried is None or not torch.equal(factor, tried)
+            losses.append(self._loss(factor, quantized) if is_new else losses[-1])
+            tried = factor
         place = min(range(len(losses)), key=lambda number: losses[number])
-        alpha = self._alphas()[place]
+        alpha = place / self._awq.grid
         return self._scaling.fold(self._scale(alpha)), Searched(self._group, alpha, losses[place], losses[0])
-
-    def _alphas(self) -> list[float]:
-        return [number / self._awq.grid for number in range(self._awq.grid)]
 
     def _scale(self, alpha: float) -> Float[Tensor, " channels"]:
         """x̄^α, normalised; 1 for dead channels. Copies of a channel count by their mean."""
@@ -140,13 +146,13 @@ class _Trial:
             scale[alive] = powered / (powered.max() * powered.min()).sqrt()
         return scale
 
-    def _loss(self, scale: Float[Tensor, " channels"], quantized: Quantized) -> float:
-        """Mean squared error of the inspected module with quantized, scaled and scaled back consumers."""
-        factor = self._scaling.columns(self._scaling.exact(scale))
+    def _loss(self, factor: Float[Tensor, " channels"], quantized: Quantized) -> float:
+        """Mean squared error of the inspected module with consumers that are scaled, quantized and scaled back."""
+        columns = self._scaling.columns(factor)
         originals = [(module, module._parameters["weight"]) for _, module in self._consumers]
         try:
             for name, module in self._consumers:
-                module._parameters["weight"] = _tried(name, module, factor, quantized)
+                module._parameters["weight"] = _tried(name, module, columns, quantized)
             return self._error()
         finally:
             for module, original in originals:
@@ -174,7 +180,7 @@ def _tried(name: str, module: nn.Module, factor: Float[Tensor, " in"], quantized
     return nn.Parameter(decoded.T if isinstance(module, Conv1D) else decoded, requires_grad=False)
 
 
-def _consumers(source: SourceModel, group: ScaleGroup) -> list[Any]:
+def _consumers(source: SourceModel, group: ScaleGroup) -> list[Layer]:
     by_name = {layer.name: layer for layer in source.layers}
     return [by_name[name] for name in group.consumers]
 

@@ -27,7 +27,7 @@ REASONS = "reasons"  # the tensor that holds the reasons as JSON: metadata of sa
 REPLACED = "replaced/"
 FACTOR = ("factor0/", "factor1/")
 
-Vector = Float[Tensor, " n"]
+Vector = Float[Tensor, " _"]
 
 
 @dataclass(frozen=True)

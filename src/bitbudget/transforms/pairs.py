@@ -82,7 +82,9 @@ class PairFinder:
         self._blocks = source.places.blocks
         uses = Counter(source.parameters.file_tensor(name) for name in _parameters(stream.model))
         self._once = frozenset(tensor for tensor, count in uses.items() if tensor is not None and count == 1)
-        self._layers: dict[str, Layer] = {layer.module: layer for layer in source.layers if layer.tensor in self._once}
+        linears = [layer for layer in source.layers if layer.kind == "linear"]
+        self._layers: dict[str, Layer] = {layer.module: layer for layer in linears if layer.tensor in self._once}
+        self._shared = tuple(layer for layer in linears if layer.tensor not in self._once)
         self._known: dict[Structure, Proposals] = {}
 
     def find(self, states: States, index: int) -> tuple[tuple[ScaleGroup, ...], tuple[Unscaled, ...]]:
@@ -98,9 +100,14 @@ class PairFinder:
             double = DoubleBlock(block, short.calls[0][index], hidden)
             found = self._found(double, path, generator)
         groups = tuple(self._group(pair, found, index) for pair in found.pairs)
-        return groups, tuple(
+        unscaled = [
             Unscaled(tuple(self._layers[f"{path}.{name}"].name for name in names), reason)
             for names, reason in found.unscaled
+        ]
+        shared = tuple(layer.name for layer in self._shared if layer.block == index)
+        return groups, (
+            *unscaled,
+            *([Unscaled(shared, "the model uses their weights at several places")] if shared else []),
         )
 
     def _found(self, double: DoubleBlock, path: str, generator: torch.Generator) -> Proposals:
@@ -110,8 +117,17 @@ class PairFinder:
             return known
         paths = [name for name, module in double.block.named_modules() if self._is_changeable(f"{path}.{name}", module)]
         linears = frozenset(name for name in paths if f"{path}.{name}" in self._layers)
-        self._known[structure] = Search(double, linears, frozenset(paths), generator).found()
-        return self._known[structure]
+        try:
+            found = Search(double, linears, frozenset(paths), generator).found()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an operation that torch has not in fp64
+            reason = (
+                f"the block cannot be computed in fp64, where a scale would be proven ({str(error).splitlines()[0]})"
+            )
+            found = Proposals((), ((tuple(sorted(linears)), reason),), frozenset())
+        self._known[structure] = found
+        return found
 
     def _is_changeable(self, path: str, module: nn.Module) -> bool:
         """Whether all parameters of a module are tensors of the files, each used nowhere else."""

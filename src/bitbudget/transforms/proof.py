@@ -22,7 +22,7 @@ NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
 NARROWING = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 GROUPED = frozenset({getattr(torch, "_grouped_mm", None)}) - {None}  # older versions have none
 
-Factor = Float64[Tensor, " n"]
+Factor = Float64[Tensor, " _"]
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,8 @@ def _hooks(
     return enter, leave
 
 
-def random_hidden(like: Float[Tensor, "1 tokens width"], generator: torch.Generator) -> Float64[Tensor, "1 tokens width"]:
+def random_hidden(
+    like: Float[Tensor, "1 tokens width"], generator: torch.Generator
+) -> Float64[Tensor, "1 tokens width"]:
     """Hidden states of deviation 1 in the shape of `like`."""
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)

@@ -43,10 +43,10 @@ class Pair:
 
     def changes(self, block: nn.Module, generator: torch.Generator) -> dict[str, Change]:
         """Random scales: the producer is divided, the consumers are multiplied."""
-        weight = block.get_submodule(self.producer).weight
+        producer = block.get_submodule(self.producer)
         draw = torch.randn(self.channels, generator=generator, dtype=torch.float64)
-        scale = torch.exp(SPREAD * draw).to(weight.device)
-        divided = row_factor(1 / scale, self.rows, out_features(block.get_submodule(self.producer)))
+        scale = torch.exp(SPREAD * draw).to(_weight(producer).device)
+        divided = row_factor(1 / scale, self.rows, out_features(producer))
         multiplied = scale if self.columns is None else scale[list(self.columns)]
         changes = {path: Change(columns=multiplied) for path in self.consumers}
         return changes | {self.producer: Change(rows=divided, one_plus=self.one_plus)}
@@ -90,7 +90,8 @@ class Search:
         self._generator = generator
         self._trace = Trace()
         self._scaled: dict[tuple[str, Rows], tuple[Scale, Trace]] = {}
-        block.run({}, self._trace)
+        # RuntimeError where the block cannot compute in fp64.
+        self._is_finite = bool(torch.isfinite(block.run({}, self._trace)).all())
         self._order = list(self._trace.inputs)
 
     def found(self) -> Proposals:
@@ -121,6 +122,8 @@ class Search:
 
     def _proven(self, entry: _Set) -> Pair | str:
         """The proven pair of a set, or why there is none."""
+        if not self._is_finite:
+            return "what the block computes is not finite, so nothing can be proven"
         if entry.others:
             return f"{_listed(entry.others)}, no layer that could be scaled with them, reads the same input"
         norm = next((path for path in self._order if self._is_norm_of(path, entry.input)), None)
@@ -139,6 +142,8 @@ class Search:
         for one_plus in (False, True):
             pair = Pair("norm", norm, entry.consumers, entry.input.shape[-1], one_plus=one_plus)
             if self._agrees(pair):
+                if one_plus and "bias" in self._block.block.get_submodule(norm)._parameters:
+                    return f"{norm} stores 1 + weight beside a bias, and no common scale of both is exact"
                 return pair
         return f"scaling {norm}, which makes their input, changes what the block computes: its output is used elsewhere too"
 
@@ -194,8 +199,13 @@ def row_factor(scale: Scale, rows: Rows, out: int) -> Float64[Tensor, " out"]:
 
 def out_features(module: nn.Module) -> int:
     """Rows of a linear's weight [out, in]; of a norm, its gains."""
+    return _weight(module).shape[-1 if isinstance(module, Conv1D) else 0]
+
+
+def _weight(module: nn.Module) -> Tensor:
     weight = module.weight
-    return int(weight.shape[-1 if isinstance(module, Conv1D) else 0])
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _row_sets(out: int, columns: int) -> Iterator[Rows]:

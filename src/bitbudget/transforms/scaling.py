@@ -5,7 +5,7 @@ multiplied by old over new *stored* gain. A producer with more values per channe
 is divided by powers of two, which its dtype holds exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 import torch
@@ -20,6 +20,7 @@ from bitbudget.transforms.pairs import ScaleGroup
 TILE_WEIGHTS = 2**22  # of a producer looked at in one go
 MANTISSA = 24  # bits of an fp32
 LARGEST_SHIFT = 4
+FAR = 64
 
 Scale = Float[Tensor, " channels"]
 Exponents = Int[Tensor, " channels"]
@@ -62,7 +63,7 @@ class Scaling:
         for layer in self._consumers:
             columns = self.columns(factor)
             factors[layer.tensor] = Factors(columns, None) if layer.transposed else Factors(None, columns)
-            reasons[layer.tensor] = f"input scaled by {_leaf(self._producer.module)}"
+            reasons[layer.tensor] = f"multiplied by the scale of {_leaf(self._producer.module)}"
         return Fold(MappingProxyType(replaced), MappingProxyType(factors), MappingProxyType(reasons))
 
     def _divided(self, scale: Scale, factor: Scale) -> tuple[dict[str, Tensor], dict[str, Factors]]:
@@ -114,24 +115,21 @@ class Scaling:
 
     def _exponent_limits(self) -> tuple[Exponents, Exponents]:
         """The least and the greatest k such that all values of a channel, divided by 2^k, are still exact."""
-        if self._producer.kind == "norm":
-            parts = [_bits(self._source.checkpoint.read(self._producer.weight)[:, None])]
-        else:
-            parts = [self._of_rows()]
-        if self._producer.bias is not None:
-            parts.append(_bits(self._source.checkpoint.read(self._producer.bias)[:, None]))
-        highest = torch.stack([part[0] for part in parts]).amin(0).clamp(min=0)
-        lowest = torch.stack([part[1] for part in parts]).amax(0).clamp(max=0)
+        names = (self._producer.weight, self._producer.bias)
+        vectors = names[self._producer.kind == "linear" :]
+        limits = [_limits(self._source.checkpoint.read(name)[:, None]) for name in vectors if name is not None]
+        if self._producer.kind == "linear":
+            limits.append(self._limits_of_rows())
+        lowest, highest = _narrowest(limits)
         rows = self._producer.rows
         return (lowest, highest) if rows is None else (lowest[list(rows)], highest[list(rows)])
 
-    def _of_rows(self) -> tuple[Int[Tensor, " out"], Int[Tensor, " out"]]:
+    def _limits_of_rows(self) -> tuple[Exponents, Exponents]:
         """The limits of every row of a linear, looked at in tiles."""
-        transposed = self._layer.transposed
-        parts = [_bits(tile.T if transposed else tile) for tile in self._tiles()]
-        if transposed:
-            return torch.stack([part[0] for part in parts]).amin(0), torch.stack([part[1] for part in parts]).amax(0)
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        if self._layer.transposed:
+            return _narrowest([_limits(tile.T) for tile in self._tiles()])
+        lowest, highest = zip(*map(_limits, self._tiles()), strict=True)
+        return torch.cat(lowest), torch.cat(highest)
 
     def _tiles(self) -> Iterator[Shaped[Tensor, "rows _"]]:
         first, second = self._source.checkpoint.info(self._producer.weight).shape
@@ -140,19 +138,26 @@ class Scaling:
             yield self._source.checkpoint.read(self._producer.weight, start, min(start + step, first))
 
 
-def _bits(values: Float[Tensor, "channels n"]) -> tuple[Exponents, Exponents]:
-    """Per channel how often all its values can be halved, and minus how often they can be doubled, without any loss."""
+def _limits(values: Float[Tensor, "channels n"]) -> tuple[Exponents, Exponents]:
+    """Per channel the least and the greatest k, both within ± 64, such that no value loses anything when divided by 2^k."""
     info = torch.finfo(values.dtype)
     smallest = int(torch.frexp(torch.tensor(info.tiny * info.eps, dtype=torch.float64)).exponent)
     largest = int(torch.frexp(torch.tensor(info.max, dtype=torch.float64)).exponent)
     mantissa, exponent = torch.frexp(values.float())
     whole = (mantissa * 2**MANTISSA).to(torch.int32)
     last_bit = torch.frexp((whole & -whole).float()).exponent + exponent - MANTISSA
-    far = 2**10  # zeros can be halved and doubled for ever
-    halvings = torch.where(values == 0, far, last_bit - smallest).amin(1)
-    doublings = torch.where(values == 0, far, largest - exponent).amin(1)
+    # Zeros can be halved and doubled for ever.
+    halvings = torch.where(values == 0, FAR, last_bit - smallest).amin(1)
+    doublings = torch.where(values == 0, FAR, largest - exponent).amin(1)
     finite = torch.isfinite(values).all(1)
-    return torch.where(finite, halvings, 0).clamp(max=64).long(), torch.where(finite, -doublings, 0).clamp(min=-64).long()
+    limits = (torch.where(finite, count, 0).clamp(0, FAR).long() for count in (halvings, doublings))
+    highest, doubled = limits
+    return -doubled, highest
+
+
+def _narrowest(limits: Sequence[tuple[Exponents, Exponents]]) -> tuple[Exponents, Exponents]:
+    """What all of them permit."""
+    return torch.stack([low for low, _ in limits]).amax(0), torch.stack([high for _, high in limits]).amin(0)
 
 
 def _leaf(name: str) -> str:
