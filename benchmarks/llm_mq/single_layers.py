@@ -4,14 +4,15 @@
 
 Text: passages of `../shared` that the packaged text does not hold, or `--text FILE`. Every layer is stored by
 round-to-nearest, embedding and head too. Writes `results/single_layers_MODEL.json`: KL(original ‖ changed) in nats per
-token with its standard error over documents; runs with other settings that stand there are kept.
+token with its standard error over documents. Runs with other settings that stand there are kept; one that was broken off
+goes on.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ def single_layers(
     choices: Sequence[str],
     sequences: Sequence[TokenSequence],
     stored: Stored = by_nearest,
+    known: Container[tuple[str, str]] = (),
 ) -> Iterator[tuple[str, str, Loss]]:
-    """(layer, choice, measured loss) of every layer and choice, in the order of the layers."""
+    """(layer, choice, measured loss) of every layer and choice that is not known yet, in the order of the layers."""
     measured = Measured(source, sequences, stored)
     for name in measured.layers:
         for choice in choices:
-            yield name, choice, measured.layer_kl(name, choice)
+            if (name, choice) not in known:
+                yield name, choice, measured.layer_kl(name, choice)
 
 
 def entry(loss: Loss) -> dict[str, float]:
@@ -61,13 +64,20 @@ def settings(sequences: Sequence[TokenSequence], asked: argparse.Namespace) -> d
     }
 
 
-def keep(file: Path, model: dict[str, Any], run: dict[str, Any], key: str) -> None:
-    """Puts a run into a results file, in place of an earlier one with the same settings."""
+def earlier(file: Path, model: dict[str, Any], run: dict[str, Any], key: str) -> tuple[list[Any], dict[str, Any]]:
+    """From a results file of the same model: the runs with other settings, and the one with these (or `run` itself)."""
     found = json.loads(file.read_text()) if file.exists() else {}
     runs = found.get("runs", []) if found.get("model") == model else []
-    other = [old for old in runs if {**old, key: None} != {**run, key: None}]
+    alike = [{**old, key: None} == {**run, key: None} for old in runs]
+    same = [old for old, equal in zip(runs, alike, strict=True) if equal]
+    return [old for old, equal in zip(runs, alike, strict=True) if not equal], same[0] if same else run
+
+
+def keep(file: Path, model: dict[str, Any], run: dict[str, Any], key: str) -> None:
+    """Puts a run into a results file, in place of an earlier one with the same settings."""
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"model": model, "runs": [*other, run]}, indent=1) + "\n")
+    others, _ = earlier(file, model, run, key)
+    file.write_text(json.dumps({"model": model, "runs": [*others, run]}, indent=1) + "\n")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -97,8 +107,10 @@ def main() -> None:
     started = time.perf_counter()
     with opened(asked.model) as source:
         sequences = sequences_of(source, asked)
-        model, run = described(source), {**settings(sequences, asked), "layers": {}}
-        for name, choice, loss in single_layers(source, run["choices"], sequences):
+        model = described(source)
+        _, run = earlier(file, model, {**settings(sequences, asked), "layers": {}}, "layers")
+        known = {(name, choice) for name, losses in run["layers"].items() for choice in losses}
+        for name, choice, loss in single_layers(source, run["choices"], sequences, known=known):
             run["layers"].setdefault(name, {})[choice] = entry(loss)
             keep(file, model, run, "layers")
             print(
