@@ -94,8 +94,8 @@ def test_no_tile_exceeds_32_mebibytes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     decode = StoredWeight.dequantize
 
-    def watched(self: StoredWeight, rows: slice) -> Tensor:
-        tile = decode(self, rows)
+    def watched(self: StoredWeight, rows: slice, dtype: torch.dtype) -> Tensor:
+        tile = decode(self, rows, dtype)
         sizes.append(tile.nbytes)
         return tile
 

@@ -53,8 +53,9 @@ def unpack_at(
     words: Int32[Tensor, " words"], bits: int, positions: Integer[Tensor, "*shape"]
 ) -> UInt8[Tensor, "*shape"]:
     """Codes at any positions of one stream; a code spans at most two bytes."""
-    octets = torch.nn.functional.pad(words.view(torch.uint8), (0, 1))
+    octets = words.view(torch.uint8)
     first_bit = positions.to(torch.int64) * bits
     byte = first_bit // 8
-    pair = octets[byte].to(torch.int32) | (octets[byte + 1].to(torch.int32) << 8)
+    after = (byte + 1).clamp_(max=octets.numel() - 1)  # behind the last byte no code goes on
+    pair = octets[byte].to(torch.int32) | (octets[after].to(torch.int32) << 8)
     return ((pair >> (first_bit % 8).to(torch.int32)) & (2**bits - 1)).to(torch.uint8)

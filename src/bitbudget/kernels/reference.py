@@ -1,4 +1,4 @@
-"""The plain twins of every kernel: dequantize a tile of rows of at most 32 MiB, multiply, forget it.
+"""The plain twins of every kernel: dequantize a tile of rows, at most 32 MiB in fp32, multiply, forget it.
 
 They run every legal weight on every device, and are what the fast kernels are tested against.
 """
@@ -16,7 +16,7 @@ Outputs = Float[Tensor, "*batch out"]
 def linear(x: Inputs, weight: StoredWeight) -> Outputs:
     """output_map( Σ parts · activation_format( input_map(x) ) ) + bias, in x's dtype; decoding is fp32.
 
-    x: activations [..., in]. Returns [..., out]. Resident memory beside the result: one tile and its copy in x's dtype.
+    x: activations [..., in]. Returns [..., out]. Memory beside the result: one tile in x's dtype, and the product with it.
     """
     x = _transformed(x, weight)
     result = x.new_empty(*x.shape[:-1], weight.shape[0])
@@ -24,7 +24,7 @@ def linear(x: Inputs, weight: StoredWeight) -> Outputs:
     # Added before rounding to x's dtype, as an unquantized linear does.
     within = bias is not None and not weight.output_map
     for rows in weight.tiles():
-        tile = weight.dequantize(rows).to(x.dtype)
+        tile = weight.dequantize(rows, x.dtype)
         result[..., rows] = torch.nn.functional.linear(x, tile, bias[rows] if bias is not None and within else None)
         del tile  # before the next one is made
     if "rows" in weight.output_map:

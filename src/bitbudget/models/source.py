@@ -1,6 +1,7 @@
 """A model on disk, understood from its config and headers: no weight is read to open it."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +85,18 @@ class SourceModel:
     def block_count(self) -> int:
         """Number of decoder blocks."""
         return len(self.model.get_submodule(self.places.blocks))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it runs, as transformers' `dtype="auto"` says: the config's, else that of most bytes of the files."""
+        named = getattr(self.config, "dtype", None)
+        if isinstance(named, torch.dtype) and named.is_floating_point:
+            return named
+        held: Counter[torch.dtype] = Counter()
+        for info in self.checkpoint.tensors.values():
+            if info.dtype.is_floating_point:
+                held[info.dtype] += info.nbytes
+        return held.most_common(1)[0][0]
 
     def skeleton(self, dtype: torch.dtype) -> PreTrainedModel:
         """A fresh model of the same class as transformers would build it to load in `dtype`."""

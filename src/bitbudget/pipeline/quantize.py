@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -198,19 +197,10 @@ def _finish(source: SourceModel, writing: Writing, output: Path, hashes: dict[st
     config = json.loads(config_bytes)
     if not config.get("dtype") and not config.get("torch_dtype"):
         # dtype="auto" would take the first float tensor of the file, which may now be a scale
-        config["dtype"] = str(_main_dtype(source)).removeprefix("torch.")
+        config["dtype"] = str(source.dtype).removeprefix("torch.")
     config["quantization_config"] = NativeConfig(plan.stored_choices).to_dict()
     write_atomic(output / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
     return record
-
-
-def _main_dtype(source: SourceModel) -> torch.dtype:
-    """The dtype that most bytes of the source have."""
-    held: Counter[torch.dtype] = Counter()
-    for info in source.checkpoint.tensors.values():
-        if info.dtype.is_floating_point:
-            held[info.dtype] += info.nbytes
-    return held.most_common(1)[0][0]
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:

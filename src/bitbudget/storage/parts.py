@@ -71,9 +71,12 @@ class DensePart:
         """Decoded scale and zero for some of this part's own rows."""
         grid = self.format.grid
         table, table_rows = grid.table_shape(self.shape), grid.table_rows(rows, self.shape)
+        if grid.axis == "out":  # neighbouring rows share theirs: decoded once
+            table_rows, place = torch.unique_consecutive(table_rows, return_inverse=True)
         scale = grid.scale.decode(self._named("scale"), table, table_rows)
         zero = None if grid.zeros is None else grid.zeros.decode(self._named("zero"), table, table_rows)
-        return GroupParameters(scale, zero)
+        found = GroupParameters(scale, zero)
+        return found.at(place) if grid.axis == "out" else found
 
     def _named(self, name: str) -> dict[str, Tensor]:
         return {key.removeprefix(name): tensor for key, tensor in self.stored.items() if key.startswith(name)}
@@ -84,16 +87,13 @@ class DensePart:
         return self.format.grid.decode(codes, self.parameters(rows))
 
     def add_to(self, tile: Tile, rows: Rows) -> None:
-        step = max(1, DECODED_AT_ONCE // self.shape[1])
         if "rows" not in self.stored:
-            for start in range(0, len(rows), step):
-                tile[start : start + step] += self.decode(rows[start : start + step])
+            tile += self.decode(rows)
             return
         index = self.stored["rows"].to(torch.int64)
         own = torch.searchsorted(index, rows).clamp(max=index.numel() - 1)
         mine = (index[own] == rows).nonzero().squeeze(1)
-        for part in mine.split(step):
-            tile.index_add_(0, part, self.decode(own[part]))
+        tile.index_add_(0, mine, self.decode(own[mine]))
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,11 @@ class OutlierPart:
         return dict(self.stored)
 
     def add_to(self, tile: Tile, rows: Rows) -> None:
-        pointers = self.stored["row_pointers"].to(torch.int64)
-        first, counts = pointers[rows], pointers[rows + 1] - pointers[rows]
+        pointers = self.stored["row_pointers"]
+        first = pointers[rows].to(torch.int64)
+        counts = pointers[rows + 1].to(torch.int64) - first
         place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
         offset = torch.arange(len(place), device=rows.device) - (counts.cumsum(0) - counts)[place]
         entry = first[place] + offset
-        columns = self.stored["columns"].to(torch.int64)[entry]
+        columns = self.stored["columns"][entry].to(torch.int64)
         tile.index_put_((place, columns), self.stored["values"][entry].float(), accumulate=True)

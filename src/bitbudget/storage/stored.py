@@ -9,7 +9,7 @@ from torch import Tensor
 from bitbudget.errors import InputError
 from bitbudget.storage.choice import Choice, Shape
 from bitbudget.storage.layout import NATIVE
-from bitbudget.storage.parts import DensePart, OutlierPart, Part
+from bitbudget.storage.parts import DECODED_AT_ONCE, DensePart, OutlierPart, Part
 
 TILE_BYTES = 32 * 2**20
 
@@ -70,13 +70,19 @@ class StoredWeight:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    def dequantize(self, rows: Int64[Tensor, " n"] | slice | None = None) -> Float[Tensor, "n in"]:
-        """Σ parts in fp32 for some rows (default all), before the maps."""
+    def dequantize(
+        self, rows: Int64[Tensor, " n"] | slice | None = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "n in"]:
+        """Σ parts for some rows (default all), before the maps; summed in fp32, a few rows at a time, then rounded."""
         every = torch.arange(self.shape[0], device=self.device)
         chosen = rows if isinstance(rows, Tensor) else every[rows or slice(None)]
-        tile = torch.zeros(len(chosen), self.shape[1], device=self.device)
-        for part in self.parts:
-            part.add_to(tile, chosen)
+        tile = torch.empty(len(chosen), self.shape[1], dtype=dtype, device=self.device)
+        step = max(1, DECODED_AT_ONCE // self.shape[1])
+        for few, target in zip(chosen.split(step), tile.split(step), strict=True):
+            summed = torch.zeros(target.shape, device=self.device)
+            for part in self.parts:
+                part.add_to(summed, few)
+            target.copy_(summed)
         return tile
 
     def tiles(self, columns_bytes: int = 4) -> list[slice]:

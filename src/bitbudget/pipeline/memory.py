@@ -1,0 +1,231 @@
+"""What a model takes in memory beside its stored tensors while it writes: the promise of `--memory`, kept by `run`.
+
+The model is asked: its own forward runs on the meta device, where shapes are computed and nothing is allocated, and the
+bytes of the tensors that live at once are counted (`live.py`). What happens inside an operation is added: a stored
+weight is decoded (`kernels/reference.py`), and attention is fused. It holds for every choice but activation formats.
+
+A prompt goes in in chunks, so the most is held when the last chunk meets a context that is otherwise full.
+"""
+
+import inspect
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from bitbudget.errors import InputError
+from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.cache_size import KV_DTYPES, kv_cache
+from bitbudget.pipeline.heap import LARGE_BYTES
+from bitbudget.pipeline.live import LiveBytes
+from bitbudget.storage.parts import DECODED_AT_ONCE
+from bitbudget.storage.stored import TILE_BYTES
+
+PROMPT_CHUNK = 512  # tokens of a prompt that go through the model at once
+CUDA_RESERVE = 600 << 20  # the context of a CUDA process with the workspaces of its libraries
+
+DECODING_BYTES = 28  # a weight of a few rows: the sum, the part, scale and zero in fp32, its code and the unpacking
+SAMPLING_COPIES = 8  # of one position's logits in fp32: scores, their probabilities, sorted ones with their order
+# Of fused attention on the CPU: a tile of scores in fp32 and one in the values' dtype, and rows of results, a thread.
+ATTENTION_TILE = (64, 512)
+LIBRARIES_BYTES = 8 << 20  # what torch's libraries make at their first products, and the objects of the model
+HEAP_HOLES = 4  # between small tensors of changing sizes; a share of 1/4 of them
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+MULTIPLICATIONS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+
+
+@dataclass(frozen=True)
+class MemoryPromise:
+    """Bytes beside the stored tensors, for one sequence of `context` tokens whose prompt comes in chunks of `chunk`.
+
+    kv_cache: keys and values of a full context, in `kv_dtype`. activations: what the model's own code holds at once
+    beyond that. workspace: what decoding stored weights adds to it. reserve: for what is not computed.
+    """
+
+    context: int
+    chunk: int
+    kv_dtype: str
+    kv_cache: int
+    activations: int
+    workspace: int
+    reserve: int
+
+    @property
+    def beside_weights(self) -> int:
+        return self.kv_cache + self.activations + self.workspace + self.reserve
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"beside_weights": self.beside_weights}
+
+
+def memory_promise(
+    source: SourceModel, context: int | None, kv_dtype: str | None, device: torch.device, reserve: int | None
+) -> MemoryPromise:
+    """What a run of the model takes at most beside the stored tensors, however its layers are stored.
+
+    context: tokens of prompt and answer, by default the model's longest, at most 8,192. kv_dtype: as in `kv_cache`, by
+    default the model's own dtype. reserve: bytes, by default none on the CPU and 600 MiB on a CUDA device.
+
+    Raises:
+        InputError: a context or dtype that cannot be, or a model whose cache is not known, with the reason.
+    """
+    dtype = source.dtype
+    cache = kv_cache(source, context, kv_dtype or _name(source, dtype))
+    if cache.nbytes is None:
+        raise InputError(
+            f"The key-value cache of {source.folder} is not known, so no memory can be promised: {cache.unknown}. Give "
+            "a budget for the weights alone instead."
+        )
+    chunk = min(PROMPT_CHUNK, cache.context)
+    scale, live = _traced(source, dtype, cache.context, chunk, device)
+    own = cache if cache.dtype == NAMES[dtype] else kv_cache(source, cache.context, NAMES[dtype])
+    activations = max(scale * live.peak.total - (own.nbytes or 0), _sampling(source))
+    holes = scale * live.peak_within.small // HEAP_HOLES
+    return MemoryPromise(
+        context=cache.context,
+        chunk=chunk,
+        kv_dtype=cache.dtype,
+        kv_cache=cache.nbytes,
+        activations=activations + _computed_buffers(source) + _converted(source, dtype),
+        workspace=scale * (live.peak_within.total - live.peak.total) + holes + LIBRARIES_BYTES,
+        reserve=(0 if device.type == "cpu" else CUDA_RESERVE) if reserve is None else reserve,
+    )
+
+
+def _name(source: SourceModel, dtype: torch.dtype) -> str:
+    if dtype not in NAMES or NAMES[dtype] not in KV_DTYPES:
+        raise InputError(f"{source.folder} computes in {dtype}, and no key-value cache of that type is known.")
+    return NAMES[dtype]
+
+
+def _traced(
+    source: SourceModel, dtype: torch.dtype, context: int, chunk: int, device: torch.device
+) -> tuple[int, LiveBytes]:
+    """What a forward of the last chunk holds, the cache included, to be taken so many times."""
+    try:
+        return 1, _trace(source.skeleton(dtype), context, chunk, device)
+    # A model's forward raises whatever it likes on tensors without values. Grouped products of experts know no shapes
+    # for fp32, and half the width has at least half the bytes.
+    except Exception as error:
+        if dtype != torch.float32:
+            raise InputError(
+                f"The forward pass of {source.folder} could not be asked what it holds ({error}), so no memory can be "
+                "promised. Give a budget for the weights alone instead."
+            ) from error
+    return 2, _trace(source.skeleton(torch.bfloat16), context, chunk, device)
+
+
+def _trace(model: PreTrainedModel, context: int, chunk: int, device: torch.device) -> LiveBytes:
+    model = model.to("meta")
+    weights = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
+    known = (*model.parameters(), *model.buffers())
+    live = LiveBytes(known, lambda *call: _within(weights, *call), LARGE_BYTES)
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    with torch.no_grad(), torch.device("meta"), live, FusedAttention(device):
+        cache = None
+        if context > chunk:
+            cache = _forward(model, context - chunk, None, keep)
+            live.forget_peaks()
+        _forward(model, chunk, cache, keep)
+    return live
+
+
+def _forward(model: PreTrainedModel, tokens: int, cache: Any, keep: dict[str, int]) -> Any:
+    """The cache after these tokens; older versions of transformers have another name for it."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    return model(input_ids=ids, use_cache=True, **{name: cache}, **keep)[name]
+
+
+def _within(weights: set[int], operation: Any, arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    """What an operation takes for itself if its weight is a stored one."""
+    if operation in MULTIPLICATIONS:
+        x, weight = arguments[-2:]
+        if weight.untyped_storage()._cdata in weights:
+            return linear_workspace(x, weight)
+    if operation is torch.ops.aten.embedding.default:
+        return lookup_workspace(*arguments[:2])
+    return ()
+
+
+def linear_workspace(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Bytes of the tensors of `reference.linear` beside x [..., tokens, in] and the result; weight [..., in, out].
+
+    A tile of rows and the product with it, and x or the result once more where the choice has a map.
+    """
+    columns, rows = weight.shape[-2:]
+    tokens = x.numel() // columns
+    width = weight.dtype.itemsize
+    tile = min(rows, max(1, TILE_BYTES // (4 * columns)))
+    mapped = tokens * columns, tokens * max(0, rows - tile)
+    return tuple(width * count for count in (tile * columns, tokens * tile, *mapped)) + _decoding(rows, columns)
+
+
+def lookup_workspace(weight: Tensor, ids: Tensor) -> tuple[int, ...]:
+    """Bytes of the tensors of `reference.lookup` beside the result: rows that occur and those of every place, in fp32."""
+    rows, columns = weight.shape
+    found = min(rows, ids.numel())
+    return 4 * found * columns, 4 * ids.numel() * columns, 24 * ids.numel(), *_decoding(rows, columns)
+
+
+def _decoding(rows: int, columns: int) -> tuple[int, ...]:
+    """A few rows while they are decoded, and the numbers of all rows."""
+    weights = min(rows * columns, max(columns, DECODED_AT_ONCE))
+    return 16 * rows, *[weights] * DECODING_BYTES
+
+
+def _sampling(source: SourceModel) -> int:
+    return 4 * SAMPLING_COPIES * int(source.model.get_input_embeddings().weight.shape[0])
+
+
+def _computed_buffers(source: SourceModel) -> int:
+    """Buffers that stand in no file: frequencies of rotary positions and the like."""
+    kept = source.model.state_dict().keys()
+    return sum(buffer.nbytes for name, buffer in source.model.named_buffers() if name not in kept)
+
+
+def _converted(source: SourceModel, dtype: torch.dtype) -> int:
+    """Copies of what is kept in another dtype than the model runs in: `run` maps the files' own tensors."""
+    blocks = {layer.tensor for layer in source.layers if layer.kind == "linear"}
+    kept = [info for name, info in source.checkpoint.tensors.items() if name in source.parameters.recipe_of]
+    other = [info for info in kept if info.dtype != dtype and info.name not in blocks]
+    return sum(math.prod(info.shape) * dtype.itemsize for info in other)
+
+
+class FusedAttention(TorchFunctionMode):
+    """Takes the place of attention on the meta device, which would make all scores; the fused kernels make none.
+
+    Held are the mask in a float dtype, and on the CPU in bf16 keys and values once more, in the order that its matrix
+    units want. Where values have another width than keys there is no fused kernel.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._on_cpu = device.type == "cpu"
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention and _can_be_fused(*args[:3]):
+            return self._attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+        batch, heads, tokens, width = query.shape
+        result = query.new_empty(batch, tokens, heads, width).transpose(1, 2)
+        held = [query.new_empty(batch, tokens, heads, dtype=torch.float32)]
+        if attn_mask is not None:
+            held.append(attn_mask.new_empty(attn_mask.shape, dtype=query.dtype))
+        if self._on_cpu:
+            rows, columns = ATTENTION_TILE
+            held.append(query.new_empty(torch.get_num_threads(), rows, 6 * columns + 8 * width, dtype=torch.uint8))
+        if self._on_cpu and query.dtype == torch.bfloat16:
+            held += [key.new_empty(key.shape), value.new_empty(value.shape)]
+        return result
+
+
+def _can_be_fused(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return query.dim() == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
