@@ -86,18 +86,20 @@ class PairFinder:
         self._layers: dict[str, Layer] = {layer.module: layer for layer in linears if layer.tensor in self._once}
         self._shared = tuple(layer for layer in linears if layer.tensor not in self._once)
         self._known: dict[Structure, Proposals] = {}
+        self._short: States | None = None
 
     def find(self, states: States, index: int) -> tuple[tuple[ScaleGroup, ...], tuple[Unscaled, ...]]:
         """The proven groups of block `index`, and its other linears with reasons."""
         path = f"{self._blocks}.{index}"
         block = self._stream.model.get_submodule(path)
-        # A short call of the model's own: proofs need few tokens, and recorded arguments cannot be cut.
-        short = self._stream.start([max(states.sequences, key=len)[:PROOF_TOKENS]])
+        if self._short is None:
+            # A short call of the model's own: proofs need few tokens, and recorded arguments cannot be cut.
+            self._short = self._stream.start([max(states.sequences, key=len)[:PROOF_TOKENS]])
         empty = any(parameter.is_meta for parameter in block.parameters())
         generator = torch.Generator().manual_seed(index)
         with self._stream.loaded(index) if empty else nullcontext():
-            hidden = random_hidden(short.hidden[0], generator)
-            double = DoubleBlock(block, short.calls[0][index], hidden)
+            hidden = random_hidden(self._short.hidden[0], generator)
+            double = DoubleBlock(block, self._short.calls[0][index], hidden)
             found = self._found(double, path, generator)
         groups = tuple(self._group(pair, found, index) for pair in found.pairs)
         unscaled = [
