@@ -15,7 +15,7 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.forecast import DEFAULT_CHOICES, forecast
 from bitbudget.pipeline.output import uniform_plan
 from bitbudget.pipeline.progress import Silent
-from bitbudget.pipeline.quantize import write_checkpoint
+from bitbudget.pipeline.quantize import Writing, write_checkpoint
 from bitbudget.storage import Choice
 from zoo import make_model
 
@@ -32,7 +32,8 @@ def test_bytes_are_those_of_the_written_files(llama: Path, tmp_path: Path, choic
     found = forecast(llama, choices=[choice], embedding=rest, head=rest, probe=False)
     source = SourceModel.open(llama)
     kept = None if rest == "16bit" else Choice.parse(rest)
-    write_checkpoint(source, uniform_plan(source, Choice.parse(choice), kept, kept), tmp_path, TEXT, "llama", Silent())
+    writing = Writing(uniform_plan(source, Choice.parse(choice), kept, kept), "llama", TEXT)
+    write_checkpoint(source, writing, tmp_path, Silent())
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     written = SourceModel.open(tmp_path, allow_native=True).checkpoint
     assert found.rows[0].disk_bytes == on_disk

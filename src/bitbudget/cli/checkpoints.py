@@ -14,6 +14,7 @@ from bitbudget.report.demo import show_demo
 from bitbudget.report.forecast import show_forecast
 from bitbudget.report.measurement import show_measurement, show_verification
 from bitbudget.report.plots import save_plots
+from bitbudget.report.run import run_lines
 from bitbudget.report.session import session
 
 
@@ -160,6 +161,8 @@ def run(  # noqa: PLR0913 -- one parameter an option
         float, typer.Option(min=0.0, help="0 takes the most likely token; above, tokens are drawn.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+    context: options.RunContext = None,
+    dtype: Annotated[str, typer.Option(help="Of what is not quantized: auto, or float32 as in verify.")] = "auto",
     device: options.Device = "auto",
     trust_remote_code: options.RemoteCode = False,
     as_json: options.AsJson = False,
@@ -167,30 +170,28 @@ def run(  # noqa: PLR0913 -- one parameter an option
 ) -> None:
     """Let a checkpoint continue a prompt.
 
-    The prompt goes through the model's chat template if it has one. Tokens are printed as they come; counts and speed
-    go to stderr.
+    The prompt goes through the model's chat template if it has one. Tokens are printed as they come; counts, speed and
+    memory, promised and measured, go to stderr.
     """
     with session(as_json, debug) as running:
         _require_folder(folder)
         running.load()
-        from bitbudget.calibration.tokenizer import Tokenizer
         from bitbudget.integrations.loading import load
-        from bitbudget.models.devices import resolve_device
-        from bitbudget.pipeline.generate import Sampling, generate, has_chat_template, prompt_ids
+        from bitbudget.pipeline.generate import Sampling
+        from bitbudget.pipeline.run import Runnable
 
-        where = resolve_device(device)
-        tokenizer = Tokenizer.open(folder, trust_remote_code)
-        chat = has_chat_template(tokenizer) and not raw
-        ids = prompt_ids(tokenizer, prompt, chat)
+        def loaded(dtype: str) -> Any:
+            with running.stage("load the checkpoint"):
+                return load(folder, dtype, trust_remote_code=trust_remote_code)
+
+        opened = Runnable.open(folder, device, dtype, context, trust_remote_code)
+        ids, chat = opened.ids(prompt, raw)
         if not chat and not raw:
             running.note("The tokenizer has no chat template: the prompt is continued as plain text.")
-        with running.stage("load the checkpoint"):
-            # In fp32 on the CPU, as verify computes. Moved afterwards: a device_map would need the package accelerate.
-            dtype = "float32" if where.type == "cpu" else "auto"
-            model = load(folder, dtype, trust_remote_code=trust_remote_code).to(where)
-        made = generate(model, tokenizer, ids, Sampling(max_new_tokens, temperature, seed), running.stream)
-        running.show({"folder": str(folder), "chat": chat, **made.to_dict()}, lambda: running.stream("\n"))
-        running.note(f"{made.tokens} tokens in {made.seconds:.1f} s, {made.tokens_per_second:.1f} tokens/s")
+        made, memory = opened.write(loaded, ids, Sampling(max_new_tokens, temperature, seed), running.stream)
+        found = {"folder": str(folder), "chat": chat, **made.to_dict(), "memory": memory.to_dict()}
+        running.show(found, lambda: running.stream("\n"))
+        running.note(run_lines(found))
 
 
 @app.command(epilog=options.EXIT_HELP)

@@ -110,6 +110,9 @@ Choices = Annotated[
 Context = Annotated[
     int | None, typer.Option(min=1, help="Tokens of the key-value cache.", show_default="the longest, up to 8192")
 ]
+RunContext = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of prompt and text at most.", show_default="the checkpoint's")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write.", show_default=False)]
 Embedding = Annotated[str, typer.Option(metavar="CHOICE", help="How the embedding is stored; 16bit: as it is.")]
 Head = Annotated[str, typer.Option(metavar="CHOICE", help="How the head is stored; 16bit: as it is.")]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -87,6 +88,11 @@ class SourceModel:
         return len(self.model.get_submodule(self.places.blocks))
 
     @property
+    def is_native(self) -> bool:
+        """Whether bitbudget wrote the folder: the only quantized one that can be opened."""
+        return _quantization(self.folder) is not None
+
+    @property
     def dtype(self) -> torch.dtype:
         """In which it runs, as transformers' `dtype="auto"` says: the config's, else that of most bytes of the files."""
         named = getattr(self.config, "dtype", None)
@@ -103,11 +109,16 @@ class SourceModel:
         return build_skeleton(self.config, dtype, self.attn_implementation, self.trust_remote_code)
 
 
+def _quantization(folder: Path) -> dict[str, Any] | None:
+    """What config.json says of stored layers."""
+    return json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config") or None
+
+
 def _logical_tensors(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Described]:
     """Shapes and dtypes by name; in a folder of ours the parts of a stored weight count as the tensor they make."""
     tensors: dict[str, Described] = {name: (info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
-    quantization = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
-    if not quantization:
+    quantization = _quantization(folder)
+    if quantization is None:
         return tensors
     stored = quantization.get("layers")
     if not isinstance(stored, dict):

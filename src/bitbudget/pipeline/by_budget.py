@@ -12,12 +12,14 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
 from bitbudget.pipeline.decide import decide, scaled_again
 from bitbudget.pipeline.effort import Effort, effort_of
+from bitbudget.pipeline.memory import memory_promise
 from bitbudget.pipeline.offers import chosen, offers
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, PlannedLayer
 from bitbudget.pipeline.planning import SCRATCH_BYTES, Planner, Settings, output_of, question
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.quantize import Writing
+from bitbudget.transforms.fold import Fold
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,6 @@ def plan_for(source: SourceModel, budget: Budget, options: Options, max_shard_by
     planner = Planner(source, options.settings(options.recipe(), effort_of(options.effort)), run)
     memory = None
     if budget.memory is not None:
-        from bitbudget.pipeline.memory import memory_promise
-
         promise = memory_promise(source, options.context, options.kv_dtype, planner.device, options.reserve)
         memory = promise.to_dict() | {"budget": budget.memory}
     asked = question(source, budget, memory["beside_weights"] if memory else 0, max_shard_bytes)
@@ -107,7 +107,8 @@ def planned_from(source: SourceModel, plan: Plan, options: Options, run: Run) ->
     preparation = Preparation()
     if settings.get("scales"):
         calibration = planner.calibration()
-        fold = calibration.fold if settings["scales"] == "first" else scaled_again(planner, layers)
+        folds = {"first": lambda: calibration.fold, "again": lambda: scaled_again(planner, layers), "none": Fold.none}
+        fold = folds[settings["scales"]]()
         preparation = Preparation(calibration, fold)
     return Planned(
         plan, _output(source, layers, plan), preparation, settings.get("comparison"), settings.get("memory")
@@ -119,10 +120,9 @@ def _bare(source: SourceModel) -> Any:
 
 
 def _output(source: SourceModel, layers: tuple[PlannedLayer, ...], plan: Plan) -> OutputPlan:
-    settings: dict[str, Any]
     kept = ("method", "effort", "budget", "sequences", "scales", "guard", "max_shard_bytes")
-    settings = {name: plan.settings[name] for name in kept if name in plan.settings}
-    settings = {"method": "plan", "max_shard_bytes": DEFAULT_SHARD_BYTES} | settings
+    settings: dict[str, Any] = {"method": "plan", "max_shard_bytes": DEFAULT_SHARD_BYTES}
+    settings |= {name: plan.settings[name] for name in kept if name in plan.settings}
     if isinstance(settings.get("effort"), dict):
         settings["effort"] = settings["effort"]["name"]
     return output_of(source, layers, settings["max_shard_bytes"], settings)

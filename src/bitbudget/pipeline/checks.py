@@ -162,7 +162,7 @@ def accounted(folder: Folder, original: SourceModel) -> Iterator[str]:
         stored = of_layers.get(name) in folder.config.layers
         if stored or name in scaled:
             if original.checkpoint.sha256(name) != folder.record["source"]["tensors"].get(name):
-                yield f"the tensor {name} was made from another one than the original's"
+                yield f"the stored {name} was made from another weight than the original's"
         elif name in plan["repeated"] and name not in found:
             continue
         elif name not in found:

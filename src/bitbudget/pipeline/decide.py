@@ -30,7 +30,8 @@ from bitbudget.pipeline.table import Measured
 from bitbudget.pipeline.texts import Cut, sample
 from bitbudget.transforms.fold import Fold
 
-PLAN, AGAIN = "plan", "plan, scales searched again at its widths"
+PLAN, AGAIN, UNSCALED = "plan", "plan, scales searched again at its widths", "plan, without scales"
+SCALES = {PLAN: "first", AGAIN: "again", UNSCALED: "none"}
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,13 @@ def _guarded(
     calibration = planner.calibration()
     first = Preparation(calibration, calibration.fold)
     candidates = [Candidate(PLAN, chosen(planner.offers, plan.layers), first, plan.loss)]
-    if effort.again and planner.settings.recipe.scaling:
+    if planner.settings.recipe.scaling:
         layers = candidates[0].layers
-        again = Preparation(calibration, scaled_again(planner, layers))
-        candidates.append(Candidate(AGAIN, layers, again, None))
-        plans[AGAIN] = plan.layers
+        # A smaller error at the output of a module is not always a smaller loss: identity is a candidate too.
+        candidates.append(Candidate(UNSCALED, layers, Preparation(calibration, Fold.none()), None))
+        if effort.again:
+            candidates.append(Candidate(AGAIN, layers, Preparation(calibration, scaled_again(planner, layers)), None))
+        plans |= dict.fromkeys((UNSCALED, AGAIN), plan.layers)
     for rival in _distinct(plan, rivals.uniform(), rivals.hand()):
         candidates.append(Candidate(rival.name, chosen(planner.offers, rival.layers), first, rival.predicted))
         plans[rival.name] = rival.layers
@@ -150,7 +153,7 @@ def _guarded(
         "candidates": [one.to_dict() for one in judged],
     }
     settings = settings_of(planner, asked, measured.sequences) | {
-        "scales": "again" if winner.name == AGAIN else "first",
+        "scales": SCALES.get(winner.name, SCALES[PLAN]),
         "guard": winner.name,
     }
     decided = _of_winner(plan, table, plans[winner.name], judged, winner)

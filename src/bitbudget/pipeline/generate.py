@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TextStreamer
 
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.errors import InputError
-from bitbudget.models.context import longest_context
+from bitbudget.pipeline.memory import PROMPT_CHUNK
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,19 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
 
 
 def generate(
-    model: PreTrainedModel, tokenizer: Tokenizer, ids: list[int], sampling: Sampling, emit: Callable[[str], None]
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    sampling: Sampling,
+    emit: Callable[[str], None],
+    context: int,
 ) -> Generated:
-    """Continue a prompt; `emit` gets the text word by word.
+    """Continue a prompt to at most `context` tokens; `emit` gets the text word by word.
 
     Raises:
-        InputError: the prompt leaves no room in the model's context.
+        InputError: the prompt leaves no room in the context.
     """
-    new_tokens = min(sampling.max_new_tokens, _room(model, len(ids)))
+    new_tokens = min(sampling.max_new_tokens, _room(context, len(ids)))
     prompt = torch.tensor([ids], device=model.device)
     pieces: list[str] = []
 
@@ -110,6 +115,7 @@ def generate(
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=new_tokens,
             streamer=_Pieces(tokenizer.encoder, keep),
+            **_in_chunks(len(ids)),
             **_no_padding(model),
             **sampling.to_generate(),
         )
@@ -118,15 +124,19 @@ def generate(
     return Generated("".join(pieces), len(ids), count, seconds, count < new_tokens)
 
 
-def _room(model: PreTrainedModel, prompt_tokens: int) -> int:
+def _room(context: int, prompt_tokens: int) -> int:
     """Tokens that fit behind the prompt."""
-    context = longest_context(model.config) or prompt_tokens + 2**20
     if prompt_tokens >= context:
         raise InputError(
-            f"The prompt has {prompt_tokens} tokens and the model's context {context}, so nothing fits behind it. "
-            "Shorten the prompt."
+            f"The prompt has {prompt_tokens:,} tokens and the context {context:,}, so nothing fits behind it. Shorten the "
+            "prompt, or give a larger context with --context if the model allows it."
         )
     return context - prompt_tokens
+
+
+def _in_chunks(prompt_tokens: int) -> dict[str, Any]:
+    """A long prompt goes in piece by piece, so that what is computed at once stays small."""
+    return {"prefill_chunk_size": PROMPT_CHUNK} if prompt_tokens > PROMPT_CHUNK else {}
 
 
 def _no_padding(model: PreTrainedModel) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from bitbudget.errors import InputError
 from bitbudget.models.source import SourceModel
-from bitbudget.pipeline.cache_size import KV_DTYPES, kv_cache
+from bitbudget.pipeline.cache_size import kv_cache
 from bitbudget.pipeline.heap import LARGE_BYTES
 from bitbudget.pipeline.live import LiveBytes
 from bitbudget.storage.parts import DECODED_AT_ONCE
@@ -36,6 +36,10 @@ LIBRARIES_BYTES = 8 << 20  # what torch's libraries make at their first products
 HEAP_HOLES = 4  # between small tensors of changing sizes; a share of 1/4 of them
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MULTIPLICATIONS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
+
+
+class UnknownMemory(InputError):
+    """A model of which nobody can tell beforehand what it keeps while it writes."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +67,30 @@ class MemoryPromise:
 
 
 def memory_promise(
-    source: SourceModel, context: int | None, kv_dtype: str | None, device: torch.device, reserve: int | None
+    source: SourceModel,
+    context: int | None,
+    kv_dtype: str | None,
+    device: torch.device,
+    reserve: int | None,
+    dtype: torch.dtype | None = None,
 ) -> MemoryPromise:
     """What a run of the model takes at most beside the stored tensors, however its layers are stored.
 
     context: tokens of prompt and answer, by default the model's longest, at most 8,192. kv_dtype: as in `kv_cache`, by
-    default the model's own dtype. reserve: bytes, by default none on the CPU and 600 MiB on a CUDA device.
+    default the dtype that it runs in, which by default is the model's own. reserve: bytes, by default none on the CPU
+    and 600 MiB on a CUDA device.
 
     Raises:
-        InputError: a context or dtype that cannot be, or a model whose cache is not known, with the reason.
+        UnknownMemory: the model's cache or forward pass cannot be asked, with the reason.
+        InputError: a context or dtype that cannot be.
     """
-    dtype = source.dtype
-    cache = kv_cache(source, context, kv_dtype or _name(source, dtype))
+    dtype = dtype or source.dtype
+    if dtype not in NAMES:
+        raise UnknownMemory(f"{source.folder} runs in {dtype}, of which no key-value cache is known.")
+    cache = kv_cache(source, context, kv_dtype or NAMES[dtype])
     if cache.nbytes is None:
-        raise InputError(
-            f"The key-value cache of {source.folder} is not known, so no memory can be promised: {cache.unknown}. Give "
-            "a budget for the weights alone instead."
+        raise UnknownMemory(
+            f"The key-value cache of {source.folder} is not known, so no memory can be promised: {cache.unknown}."
         )
     chunk = min(PROMPT_CHUNK, cache.context)
     scale, live = _traced(source, dtype, cache.context, chunk, device)
@@ -96,12 +108,6 @@ def memory_promise(
     )
 
 
-def _name(source: SourceModel, dtype: torch.dtype) -> str:
-    if dtype not in NAMES or NAMES[dtype] not in KV_DTYPES:
-        raise InputError(f"{source.folder} computes in {dtype}, and no key-value cache of that type is known.")
-    return NAMES[dtype]
-
-
 def _traced(
     source: SourceModel, dtype: torch.dtype, context: int, chunk: int, device: torch.device
 ) -> tuple[int, LiveBytes]:
@@ -112,9 +118,10 @@ def _traced(
     # for fp32, and half the width has at least half the bytes.
     except Exception as error:
         if dtype != torch.float32:
-            raise InputError(
-                f"The forward pass of {source.folder} could not be asked what it holds ({error}), so no memory can be "
-                "promised. Give a budget for the weights alone instead."
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UnknownMemory(
+                f"The forward pass of {source.folder} could not be asked what it holds, so no memory can be promised: "
+                f"{reason}."
             ) from error
     return 2, _trace(source.skeleton(torch.bfloat16), context, chunk, device)
 
@@ -189,10 +196,13 @@ def _computed_buffers(source: SourceModel) -> int:
 
 
 def _converted(source: SourceModel, dtype: torch.dtype) -> int:
-    """Copies of what is kept in another dtype than the model runs in: `run` maps the files' own tensors."""
-    blocks = {layer.tensor for layer in source.layers if layer.kind == "linear"}
+    """Copies of what is kept in another dtype than the model runs in; all else is read in place, in the files.
+
+    Of a model that is not stored yet its blocks' linears are left out: they are going to be.
+    """
+    stored = set() if source.is_native else {layer.tensor for layer in source.layers if layer.kind == "linear"}
     kept = [info for name, info in source.checkpoint.tensors.items() if name in source.parameters.recipe_of]
-    other = [info for info in kept if info.dtype != dtype and info.name not in blocks]
+    other = [info for info in kept if info.dtype != dtype and info.name not in stored]
     return sum(math.prod(info.shape) * dtype.itemsize for info in other)
 
 

@@ -75,4 +75,4 @@ def show_guard(console: Console, guard: Mapping[str, Any]) -> None:
 
 def _short(name: str) -> str:
     """A candidate's first words."""
-    return next((known for known in ("uniform", "hand recipe", "plan, scales") if name.startswith(known)), name)
+    return next((known for known in ("uniform", "hand recipe", "plan, scales", "plan, without") if name.startswith(known)), name)
