@@ -8,7 +8,7 @@ import pytest
 from bitbudget.cli import app
 from bitbudget.report.failures import EXIT_CODES
 
-COMMANDS = ("forecast", "quantize", "verify", "evaluate", "inspect", "run", "demo", "solve", "diff")
+COMMANDS = ("forecast", "verify", "evaluate", "inspect", "run", "demo", "solve", "diff", "plan", "quantize")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

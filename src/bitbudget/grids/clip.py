@@ -1,6 +1,6 @@
 """The range rule `clip`: each group's range is shrunk as far as the error of the layer's output gets smaller (AWQ, Lin et al. 2023).
 
-    m = m₀ · (1 − i/20), i = 0 … 9,  m₀ = max |w| of the group;  the m of least  E_x [((Q(clamp(w, −m, m)) − w)ᵀ x)²]
+    m = m₀ · (1 − i/20), i = 0 … 9, m₀ = max |w| of the group; the m of least E_x [((Q(clamp(w, −m, m)) − w)ᵀ x)²]
 
 for every row and group by itself, x being the group's inputs. The expectation is δᵀ H δ with H = E[x xᵀ] of the group, or
 Σ h δ² where only its diagonal h is known, or |δ|² where nothing is.
