@@ -1,4 +1,4 @@
-"""The range rule `clip`: each group's range is shrunk as far as the error of the layer's output gets smaller (AWQ, Lin et al. 2023).
+"""The range rule `clip`: a group's range is shrunk as far as the error of the layer's output gets smaller (AWQ, Lin et al. 2023).
 
     m = m₀ · (1 − i/20), i = 0 … 9, m₀ = max |w| of the group; the m of least E_x [((Q(clamp(w, −m, m)) − w)ᵀ x)²]
 
