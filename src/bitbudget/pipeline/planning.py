@@ -30,6 +30,7 @@ from bitbudget.pipeline.table import Measured
 from bitbudget.pipeline.texts import Cut, open_text, sample
 from bitbudget.pipeline.versions import versions
 from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_identity, tensor_headers
+from bitbudget.transforms.awq import Awq
 from bitbudget.transforms.fold import FoldedWeights
 
 AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
@@ -77,7 +78,7 @@ class Planner:
         return {
             "source": source_identity(self.source),
             "sequences": tokens_fingerprint(self.sequences[: self._first]),
-            "scaling": [recipe.scaling, recipe.reference, effort.scaling_tokens] if recipe.scaling else [],
+            "scaling": [recipe.reference, effort.scaling_tokens, effort.scaling_grid] if recipe.scaling else [],
             "compute": [self.device.type, str(self.dtype)],
             "versions": versions(),
         }
@@ -85,6 +86,11 @@ class Planner:
     @cached_property
     def work(self) -> Work:
         return Work.open(self.settings.cache or cache_folder(), self.inputs)
+
+    @property
+    def awq(self) -> Awq:
+        """The search of scales at this effort."""
+        return Awq(grid=self.settings.effort.scaling_grid, tokens=self.settings.effort.scaling_tokens)
 
     @property
     def _first(self) -> int:
@@ -142,7 +148,7 @@ class Planner:
         if self.work.path("calibrated").is_file():
             return Calibration(self.work, read_fold(self.source, self.work))
         wave = self._waves(self._first)[0]
-        settings = self.settings.recipe, self.settings.effort.scaling_tokens
+        settings = self.settings.recipe, self.awq
         found = calibrate(self.stream(), wave.sequences, self._hidden(wave), settings, self.work, self.run.progress)
         self.work.path("calibrated").touch()
         return found
