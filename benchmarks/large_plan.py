@@ -2,8 +2,8 @@
 
     python benchmarks/large_plan.py [--blocks 25] [--folder DIR] [--weights 1GiB]
 
-Makes the random checkpoint of `large_model.py` (3.08 GiB with its 25 blocks; fewer blocks for a shorter run), streams it once over
-the calibration tokens of `--effort fast`, then runs `bitbudget quantize --effort fast` in a process of its own, sampled every 10 ms.
+Makes the random checkpoint of `large_model.py` (3.08 GiB with its 25 blocks; fewer for a shorter run), streams it once over the
+calibration tokens of `--effort fast`, then runs `bitbudget quantize --effort fast` in a process of its own, sampled every 10 ms.
 Writes benchmarks/results/large_plan.json.
 """
 

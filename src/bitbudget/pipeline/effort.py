@@ -13,7 +13,8 @@ WINDOW = 512  # tokens of a calibration sequence
 class Effort:
     """first, most: calibration sequences at the start and at the most; they double until two halves agree on the plan.
 
-    scaling_tokens: of AWQ's search; scaling_grid: exponents that it tries. guard_tokens: of the acceptance text. again: whether scales are searched once more at the
+    scaling_tokens: of AWQ's search; scaling_grid: exponents that it tries.
+    guard_tokens: of the acceptance text. again: whether scales are searched once more at the
     chosen widths.
     """
 
