@@ -35,6 +35,7 @@ from bitbudget.transforms.fold import FoldedWeights
 
 AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
 SCRATCH_BYTES = 32 << 30
+DISK_ROUNDS = 12  # of moving the limit of the disk; two or three are enough nearly always
 
 
 @dataclass(frozen=True)
@@ -219,27 +220,27 @@ def restricted(table: ScoreTable, every: Sequence[Offer]) -> ScoreTable:
 
 
 def solved(table: ScoreTable, asked: Question, source: SourceModel, every: Sequence[Offer]) -> Plan:
-    """The plan of least predicted loss. Bytes that the solver set aside for file headers and did not need are given back.
+    """The plan of least predicted loss. What the files really take is known with the plan only (lengths of names and numbers in
+    headers, an index), so a limit of the disk is moved by what was over- or underestimated until nothing changes.
 
     Raises:
         BudgetError: no plan fits.
     """
-    limit = asked.solver_limit
-    plan = _solved(table, limit, asked)
-    most = asked.limit[DISK]
-    for _ in range(8):
-        if most is None:
-            break
+    limit, most = asked.solver_limit, asked.limit[DISK]
+    if most is None:
+        return _solved(table, limit, asked)
+    best: Plan | None = None
+    tried: set[int | None] = set()
+    while limit[DISK] not in tried and len(tried) < DISK_ROUNDS:
+        tried.add(limit[DISK])
+        plan = _solved(table, limit, asked)
         spare = most - output_of(source, chosen(every, plan.layers), asked.max_shard_bytes, {}).disk_bytes
-        assert spare >= 0, "header sizes are bounded from above"
-        raised = {**limit, DISK: plan.costs[DISK] + spare}
-        again = _solved(table, raised, asked)
-        if again.layers == plan.layers:
-            break
-        if output_of(source, chosen(every, again.layers), asked.max_shard_bytes, {}).disk_bytes > most:
-            break
-        plan = again
-    return plan
+        if spare >= 0 and (best is None or (plan.loss or 0.0) <= (best.loss or 0.0)):
+            best = replace(plan, budgets={**plan.budgets, DISK: plan.costs[DISK] + spare})
+        limit = {**limit, DISK: (plan.costs[DISK] if spare >= 0 else (limit[DISK] or 0)) + spare}
+    if best is None:
+        raise BudgetError(f"The budget {asked.budget.to_dict()} cannot be met: the files' headers take the last bytes. Raise it.")
+    return best
 
 
 def _solved(table: ScoreTable, limit: Mapping[str, int | None], asked: Question) -> Plan:
