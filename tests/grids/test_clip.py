@@ -34,8 +34,10 @@ def weighting(kind: str) -> Tensor | None:
 def test_no_group_is_worse_than_with_its_minimum_and_maximum(kind: str, zero: str, bits: int, masked: bool) -> None:
     grid, weight = Grid(2**bits, zero, GROUP), weights()
     keep = weight.abs() < 1.5 if masked else None
-    plain = nearest_error(grid, weight, keep, grid.stored(grid.fit(weight, keep)), weighting(kind))
-    searched = nearest_error(grid, weight, keep, grid.stored(clipped(grid, weight, keep, weighting(kind))), weighting(kind))
+    left_out = (~keep).nonzero(as_tuple=True) if keep is not None else None
+    plain = nearest_error(grid, weight, left_out, grid.stored(grid.fit(weight, keep)), weighting(kind))
+    found = grid.stored(clipped(grid, weight, keep, weighting(kind)))
+    searched = nearest_error(grid, weight, left_out, found, weighting(kind))
     assert bool((searched <= plain).all())
     assert float(searched.sum()) < 0.99 * float(plain.sum()) or bits == 4
 
