@@ -31,7 +31,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("tile", [1, 100, 2**23])
 def test_equals_the_plain_product(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitbudget.scoring.contraction.TILE_WEIGHTS", tile)
-    assert module.TILE_WEIGHTS == tile
+    assert tile == module.TILE_WEIGHTS
     errors = [Errors(random(12, 20, seed=choice)) for choice in range(3)]
     factors = [XandG(random(30, 20, seed=10 + d), random(30, 12, seed=20 + d)) for d in range(2)]
     found = contract(errors, factors, (12, 20))

@@ -42,7 +42,7 @@ def clipped(
 def nearest_error(
     grid: Grid,
     weights: Float[Tensor, "rows in"],
-    left_out: tuple[Tensor, Tensor] | None,
+    left_out: tuple[Tensor, ...] | None,
     parameters: GroupParameters,
     weighting: Weighting | None,
 ) -> Float[Tensor, "rows groups"]:
