@@ -2,9 +2,8 @@
 
     python benchmarks/llm_mq/estimators.py --model demo|twin|FOLDER [--sequences 128]
 
-Needs `results/single_layers_MODEL.json` (`single_layers.py` at int2:g128, int3:g128, int4:g128). Scores come from 16 and from
-`--sequences` sequences of 512 tokens of `../shared/text/calibration.jsonl`, of which the measured losses' text holds nothing; labels are
-drawn from the model, or the text's own where the name says so. Writes `results/estimators_MODEL.json`: Spearman's rank correlation over
+Needs `results/single_layers_MODEL.json` (`single_layers.py` at int2:g128, int3:g128, int4:g128). Scores come from 16 and
+from `--sequences` sequences of 512 tokens of `../shared/text/calibration.jsonl`, none of it in the measured losses' text; labels are drawn from the model, or the text's own where the name says so. Writes `results/estimators_MODEL.json`: Spearman's rank correlation over
 the blocks' linears, and median and standard deviation of log(measured / predicted) where the estimator predicts nats.
 """
 
@@ -20,6 +19,7 @@ from opening import opened
 from scipy.stats import spearmanr
 
 from bitbudget.methods import LlmMq
+from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.effort import Effort
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.progress import Run
@@ -61,26 +61,32 @@ def judged(
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--sequences", type=int, default=128)
-    arguments = parser.parse_args()
-    name, source = opened(arguments.model)
+def rows_of(name: str, source: SourceModel, sequences: int) -> list[dict[str, Any]]:
+    """A row for every estimator, kind of labels and number of sequences."""
     runs = json.loads((HERE / "results" / f"single_layers_{name}.json").read_text())["runs"]
     truth = next(run["layers"] for run in runs if set(CHOICES) <= set(run["choices"]))
     rows = []
     for labels, estimators in (("sampled", SAMPLED), ("text", OF_TEXT)):
         with tempfile.TemporaryDirectory() as cache:
-            effort = Effort("all", first=FEW, most=arguments.sequences)
+            effort = Effort("all", first=FEW, most=sequences)
             planner = Planner(source, Settings(method(labels).recipe(), effort, TEXT, Path(cache)), Run("cpu"))
-            measured = planner.measured(arguments.sequences)
+            measured = planner.measured(sequences)
             for estimator in estimators:
                 for count in (FEW, measured.sequences):
                     by_choice = judged(planner, measured, estimator, count, truth)
                     rows.append({"estimator": estimator, "labels": labels, "sequences": count, **by_choice})
-    result = {"model": name, "layers": len(truth), "rows": rows}
-    (HERE / "results" / f"estimators_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--sequences", type=int, default=128)
+    arguments = parser.parse_args()
+    name = Path(arguments.model).name
+    with opened(arguments.model) as source:
+        rows = rows_of(name, source, arguments.sequences)
+    (HERE / "results" / f"estimators_{name}.json").write_text(json.dumps({"model": name, "rows": rows}, indent=1) + "\n")
     for row in rows:
         numbers = "  ".join(" ".join(f"{value:.3f}" for value in row[choice].values()) for choice in CHOICES)
         print(f"{row['estimator']:11} {row['labels']:8} {row['sequences']:4}  {numbers}")

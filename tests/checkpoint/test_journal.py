@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bitbudget.checkpoint.journal import Journal
+from bitbudget.checkpoint.journal import Journal, unfinished_inputs
 from bitbudget.errors import OutputError
 
 ONE, TWO = {"a": "00" * 32}, {"b": "11" * 32, "c": "22" * 32}
@@ -40,7 +40,7 @@ def finished(folder: Path) -> dict[str, dict[str, str]]:
 def test_fresh(tmp_path):
     with Journal.open(tmp_path, "print") as journal:
         assert journal.finished == {}
-    assert json.loads((tmp_path / "journal.jsonl").read_text()) == {"fingerprint": "print", "version": 1}
+    assert json.loads((tmp_path / "journal.jsonl").read_text()) == {"fingerprint": "print", "inputs": {}, "version": 1}
 
 
 def test_resumed(half_done):
@@ -54,6 +54,14 @@ def test_another_fingerprint_is_refused_and_changes_nothing(half_done):
     message = refusal(half_done, "other")
     assert "another model, text or setting" in message and "same command" in message
     assert (half_done / "journal.jsonl").read_bytes() == before
+
+
+def test_a_refusal_names_what_differs(tmp_path):
+    inputs = {"model": "aa", "text": "bb"}
+    Journal.open(tmp_path, "print", inputs).close()
+    with pytest.raises(OutputError, match="text differ"):
+        Journal.open(tmp_path, "other", inputs | {"text": "cc"})
+    assert unfinished_inputs(tmp_path) == inputs
 
 
 def test_newer_version_is_refused(half_done):
@@ -156,7 +164,7 @@ def test_recording_a_shard_that_is_not_there(tmp_path):
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from bitbudget.checkpoint.journal import Journal
+from bitbudget.checkpoint.journal import Journal, unfinished_inputs
 from bitbudget.checkpoint.write import ShardWriter, plan_shards
 from bitbudget.storage.tensors import TensorSpec
 folder = Path(sys.argv[1])

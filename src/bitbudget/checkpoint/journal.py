@@ -1,12 +1,13 @@
 """The journal of an unfinished run: one line per finished shard, so that a killed run goes on where it stopped.
 
-The file is JSON lines: first `{"fingerprint": ..., "version": 1}`, then `{"shard": file name, "nbytes": ..., "tensors":
+The file is JSON lines: first `{"fingerprint": ..., "inputs": {name: hash}, "version": 1}`, then `{"shard": file name, "nbytes": ..., "tensors":
 {name: sha256}}`. A line counts once it is synced; a last line that a crash tore is dropped.
 """
 
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,8 +34,9 @@ class Journal:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, folder: str | Path, fingerprint: str) -> "Journal":
-        """The journal of `folder`, fresh if there is none, else resumed.
+    def open(cls, folder: str | Path, fingerprint: str, inputs: Mapping[str, str] | None = None) -> "Journal":
+        """The journal of `folder`, fresh if there is none, else resumed. inputs: hashes of what the fingerprint is made of, by
+        name, for a refusal that tells what differs.
 
         A shard whose file is gone or has another length no longer counts as finished. Raises OutputError if the journal
         belongs to another fingerprint or version, is damaged, is held by another process, or cannot be written.
@@ -47,7 +49,7 @@ class Journal:
         try:
             with output_errors(path, 0):
                 journal._lock()
-                journal._resume(fingerprint)
+                journal._resume(fingerprint, dict(inputs or {}))
         except BaseException:
             journal.close()
             raise
@@ -92,16 +94,16 @@ class Journal:
                 "for it, stop it, or choose another folder with -o."
             ) from error
 
-    def _resume(self, fingerprint: str) -> None:
+    def _resume(self, fingerprint: str, inputs: dict[str, str]) -> None:
         content = self.path.read_bytes()
         records, good = _parse(self.path, content)
         if good < len(content):
             os.ftruncate(self._descriptor, good)
         if not records:
-            self._append({"fingerprint": fingerprint, "version": JOURNAL_VERSION})
+            self._append({"fingerprint": fingerprint, "inputs": inputs, "version": JOURNAL_VERSION})
             sync_folder(self.folder)
             return
-        self._check_first(records[0], fingerprint)
+        self._check_first(records[0], fingerprint, inputs)
         for number, record in enumerate(records[1:], 2):
             shard, nbytes, hashes = (record.get(key) for key in ("shard", "nbytes", "tensors"))
             if not isinstance(shard, str) or not isinstance(hashes, dict):
@@ -110,7 +112,7 @@ class Journal:
             if file.is_file() and file.stat().st_size == nbytes:
                 self.finished[shard] = hashes
 
-    def _check_first(self, record: dict[str, Any], fingerprint: str) -> None:
+    def _check_first(self, record: dict[str, Any], fingerprint: str, inputs: dict[str, str]) -> None:
         if "fingerprint" not in record or "version" not in record:
             raise _damaged(self.path, 1)
         if record["version"] != JOURNAL_VERSION:
@@ -119,10 +121,12 @@ class Journal:
                 "with the program that began the run, or choose another folder with -o."
             )
         if record["fingerprint"] != fingerprint:
+            before = record.get("inputs") or {}
+            names = sorted(name for name in inputs if inputs[name] != before.get(name))
+            which = f": {', '.join(names)} differ" if names and before else ""
             raise OutputError(
-                f"{self.folder} holds an unfinished run of another model, text or setting (the journal keeps only a "
-                "fingerprint of them all, so it cannot say which differs). Give the same command again to continue "
-                "that run, or choose another folder with -o."
+                f"{self.folder} holds an unfinished run of another model, text or setting{which}. Give the same command again to "
+                "continue that run, or choose another folder with -o."
             )
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -131,6 +135,15 @@ class Journal:
             while line:
                 line = line[os.write(self._descriptor, line) :]
             os.fsync(self._descriptor)
+
+
+def unfinished_inputs(folder: Path) -> dict[str, str]:
+    """Hashes by name of what the unfinished run of a folder was made of; empty where its journal does not say."""
+    path = folder / JOURNAL_NAME
+    with output_errors(path, 0):
+        records, _ = _parse(path, path.read_bytes())
+    inputs = records[0].get("inputs") if records else None
+    return dict(inputs) if isinstance(inputs, dict) else {}
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -19,6 +19,7 @@ from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, uniform_plan
 from bitbudget.pipeline.plans import read_plan
 from bitbudget.pipeline.progress import Progress, Run, Silent
 from bitbudget.pipeline.quantize import Writing, write_checkpoint, write_record
+from bitbudget.pipeline.request import Request, finished, request_of
 from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
 from bitbudget.pipeline.verify import EVALUATE_CUT, VERIFY_CUT, Verification, evaluate_folder, verify_folder
 from bitbudget.storage import Choice
@@ -81,27 +82,49 @@ def quantize(
         VerificationError: the finished folder does not hold what it promises.
     """
     run, output = Run(device, progress or Silent(), trust_remote_code), Path(output)
-    of_blocks = Choice.parse(how) if isinstance(how, str) else None
-    others = _parse(embedding), _parse(head)
+    for word in (how, embedding, head):  # misspelt choices are found before a model is opened
+        if isinstance(word, str):
+            _parse(word)
     resolve_device(device)
     source = open_source(model, trust_remote_code)
     words = _Words.open(source, _path(text), run)
     if verify:  # too short a text is found now, not after the work
         words.check()
     asked = replace(options, text=_path(text))
-    if of_blocks is not None:
-        made = uniform_plan(source, of_blocks, *others, max_shard_bytes)
-        refuse_idle(made.stored_choices, made.settings["choice"], [entry.note for entry in made.layers])
-        writing = Writing(made, source_name(model), words.entry)
-    elif isinstance(how, Budget):
-        writing = writing_of(plan_for(source, how, asked, max_shard_bytes, run), source_name(model), words.entry)
-    else:
-        given = how if isinstance(how, Plan) else read_plan(Path(how))
-        writing = writing_of(planned_from(source, given, asked, run), source_name(model), words.entry)
-    record = write_checkpoint(source, writing, output, run.progress)
-    if verify:
+    if not isinstance(how, str | Budget | Plan):
+        how = read_plan(how)
+    settings = {"embedding": embedding, "head": head, "max_shard_bytes": max_shard_bytes}
+    request = request_of(source, how, settings, asked, words.text.sha256)
+    record = finished(output, request, source)
+    if record is None:
+        writing = _writing(source, how, settings, asked, (request, words.entry, model), run)
+        record = write_checkpoint(source, writing, output, run.progress)
+    if verify and "verification" not in record:
         record = _verified(record, source, output, words.path, run)
     return record
+
+
+def _writing(
+    source: SourceModel,
+    how: str | Budget | Plan,
+    settings: dict[str, Any],
+    options: Options,
+    entries: tuple[Request, dict[str, Any], str | Path],
+    run: Run,
+) -> Writing:
+    """What will be written. entries: the record's on the request and the text, and the model's name."""
+    request, text, model = entries
+    name = source_name(model)
+    if isinstance(how, str):
+        others = _parse(settings["embedding"]), _parse(settings["head"])
+        made = uniform_plan(source, Choice.parse(how), *others, settings["max_shard_bytes"])
+        refuse_idle(made.stored_choices, made.settings["choice"], [entry.note for entry in made.layers])
+        return Writing(made, name, text, extra={"request": request})
+    if isinstance(how, Budget):
+        planned = plan_for(source, how, options, settings["max_shard_bytes"], run)
+    else:
+        planned = planned_from(source, how, options, run)
+    return writing_of(planned, name, text, request)
 
 
 def _verified(

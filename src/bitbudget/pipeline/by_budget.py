@@ -128,9 +128,9 @@ def _output(source: SourceModel, layers: tuple[PlannedLayer, ...], plan: Plan) -
     return output_of(source, layers, settings["max_shard_bytes"], settings)
 
 
-def writing_of(planned: Planned, name: str, text: dict[str, Any]) -> Writing:
+def writing_of(planned: Planned, name: str, text: dict[str, Any], request: dict[str, Any]) -> Writing:
     """What `write_checkpoint` needs."""
-    extra = {"guard": planned.guard, "memory": planned.memory}
+    extra = {"guard": planned.guard, "memory": planned.memory, "request": request}
     return Writing(
         planned.output,
         name,

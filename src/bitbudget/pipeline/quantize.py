@@ -85,7 +85,9 @@ def write_checkpoint(source: SourceModel, writing: Writing, output: Path, progre
     plan = writing.plan
     prepare_output(output, plan)
     hashes: dict[str, str] = {}
-    with Journal.open(output, fingerprint(run_inputs(source, writing))) as journal:
+    inputs = run_inputs(source, writing)
+    named = {name: fingerprint({"value": value}) for name, value in (inputs | writing.extra.get("request", {})).items()}
+    with Journal.open(output, fingerprint(inputs), named) as journal:
         with stage(progress, "quantize", _bytes(source, plan.shards, plan)) as running:
             for shard in plan.shards:
                 if shard.filename not in journal.finished:
