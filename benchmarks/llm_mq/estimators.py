@@ -3,8 +3,9 @@
     python benchmarks/llm_mq/estimators.py --model demo|twin|FOLDER [--sequences 128]
 
 Needs `results/single_layers_MODEL.json` (`single_layers.py` at int2:g128, int3:g128, int4:g128). Scores come from 16 and
-from `--sequences` sequences of 512 tokens of `../shared/text/calibration.jsonl`, none of it in the measured losses' text; labels are drawn from the model, or the text's own where the name says so. Writes `results/estimators_MODEL.json`: Spearman's rank correlation over
-the blocks' linears, and median and standard deviation of log(measured / predicted) where the estimator predicts nats.
+from `--sequences` sequences of 512 tokens of `../shared/text/calibration.jsonl`, none of it in the measured losses' text; labels
+are drawn from the model, or the text's own where the name says so. Writes `results/estimators_MODEL.json`: Spearman's rank
+correlation over the blocks' linears, and median and standard deviation of log(measured / predicted) where nats are predicted.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The journal of an unfinished run: one line per finished shard, so that a killed run goes on where it stopped.
 
-The file is JSON lines: first `{"fingerprint": ..., "inputs": {name: hash}, "version": 1}`, then `{"shard": file name, "nbytes": ..., "tensors":
-{name: sha256}}`. A line counts once it is synced; a last line that a crash tore is dropped.
+The file is JSON lines: first `{"fingerprint": ..., "inputs": {name: hash}, "version": 1}`, then `{"shard": file name,
+"nbytes": ..., "tensors": {name: sha256}}`. A line counts once it is synced; a last line that a crash tore is dropped.
 """
 
 import fcntl
