@@ -123,8 +123,12 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     block = Block()
     # The time of a contraction does not depend on the errors' values: a few serve for all choices, and memory stays small.
-    shared = {name: [Ready(torch.randn_like(module.weight)) for _ in range(2)] for name, module in block.linears.items()}
-    ready = {count: {name: [own[place % 2] for place in range(count)] for name, own in shared.items()} for count in (8, 40)}
+    shared = {
+        name: [Ready(torch.randn_like(module.weight)) for _ in range(2)] for name, module in block.linears.items()
+    }
+    ready = {
+        count: {name: [own[place % 2] for place in range(count)] for name, own in shared.items()} for count in (8, 40)
+    }
     block.plain()
     times: dict[str, list[float]] = {"plain": [], "8 choices": [], "40 choices": []}
     making: dict[str, list[float]] = {"fit 8 choices": [], "errors of 8 choices": []}
@@ -153,8 +157,8 @@ def main() -> None:
     lines = [
         "# The cost of choices",
         "",
-        f"Made by `choices_cost.py`: one block of the large model's shape, {SEQUENCES} sequences of {TOKENS} tokens, {asked.threads} "
-        f"threads, medians of {asked.rounds} rounds, each taken in turn. Load of the machine at the end: {record['load']}.",
+        f"Made by `choices_cost.py`: one block of the large model's shape, {SEQUENCES} sequences of {TOKENS} tokens, "
+        f"{asked.threads} threads, medians of {asked.rounds} rounds, each taken in turn. Load of the machine at the end: {record['load']}.",
         "",
         "| | seconds (median) | all rounds | over plain | bound |",
         "|---|---|---|---|---|",
@@ -164,8 +168,13 @@ def main() -> None:
         ratio = f"{medians[name] / medians['plain']:.2f}"
         rounds = ", ".join(f"{value:.2f}" for value in own)
         lines.append(f"| {name} | {medians[name]:.2f} | {rounds} | {ratio} | {bounds.get(name, '')} |")
-    lines += ["", "`plain`: forward, and backward with the gradient of every weight. `8 choices`, `40 choices`: forward, backward with"]
-    lines += ["both factors of every linear, and contraction with errors that are made already. Fits and errors are made once a wave,"]
+    lines += [
+        "",
+        "`plain`: forward, and backward with the gradient of every weight. `8 choices`, `40 choices`: forward, backward with",
+    ]
+    lines += [
+        "both factors of every linear, and contraction with errors that are made already. Fits and errors are made once a wave,"
+    ]
     lines += ["whatever the number of its sequences."]
     (RESULTS / "choices_cost.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -2,7 +2,7 @@
 
     python benchmarks/llm_mq/curves.py --model demo [--cache FOLDER]
 
-Calibrated and scored on 128 sequences of 512 tokens of the packaged text; measured on 24 sequences of 512 tokens of passages
+Calibrated and scored on 128 sequences of 512 tokens of the packaged text; measured on 16 sequences of 512 tokens of passages
 that it does not hold (`texts.py`), all candidates side by side. At code bits embedding and head stay at 16 bits, as papers count.
 `ours, guarded` is what the guard would take of the plan with scales, the same without, and the uniform plans of no more bytes,
 by KL on the acceptance part of the packaged text. Writes `results/curves_MODEL.json` and `.md`.
@@ -29,7 +29,7 @@ from bitbudget.methods import LlmMq
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget, passthrough_bytes
 from bitbudget.pipeline.calibrate import rescaled
-from bitbudget.pipeline.decide import decide, measure, scaled_again
+from bitbudget.pipeline.decide import decide, measure
 from bitbudget.pipeline.effort import WINDOW, Effort
 from bitbudget.pipeline.guard import Candidate, by_document
 from bitbudget.pipeline.measure import Sums, ratio_error
@@ -43,12 +43,12 @@ from bitbudget.storage import Choice
 from bitbudget.transforms.fold import Fold
 
 SEQUENCES = 128  # of calibration and scores
-MEASURED = 24
-AWQ_TOKENS, GUARD_TOKENS = 4096, 4096
-CHUNK = 12  # candidates measured side by side
+MEASURED = 16
+AWQ_TOKENS, AGAIN_TOKENS, GUARD_TOKENS = 4096, 1024, 2048  # AWQ at the reference choice, and at others
+CHUNK = 10  # candidates measured side by side
 APART = 1_000_000  # added to the numbers of the acceptance text's documents
 CODE_BITS = tuple(round(4.0 - step / 5, 1) for step in range(11))
-EFFORT = Effort("tables", SEQUENCES, SEQUENCES, AWQ_TOKENS, GUARD_TOKENS, again=True)
+UNSCALED, AGAIN = (4.0, 3.4, 3.0, 2.4, 2.0), (4.0, 3.0, 2.0)  # points at which other scales are compared
 OURS = LlmMq(bits=(2, 3, 4), groups=(128,), outliers=("0", "0.5%"), tables=())
 UNIFORM = ("int4:g128", "int3:g128", "int2:g128")
 OTHERS = ("int2:g64", "int2:g32", "int2:g128+outliers:0.5%")
@@ -65,7 +65,9 @@ class Row:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def row(curve: str, bits: float | str, layers: Sequence[PlannedLayer], preparation: Preparation, predicted: float | None) -> Row:
+def row(
+    curve: str, bits: float | str, layers: Sequence[PlannedLayer], preparation: Preparation, predicted: float | None
+) -> Row:
     return Row(curve, bits, Candidate(f"{curve}, {bits}", tuple(layers), preparation, predicted))
 
 
@@ -79,13 +81,16 @@ def sizes(candidate: Candidate) -> dict[str, Any]:
     """code_bits and stored_bits: of the blocks' linears; bytes: of all layers."""
     linears = [planned for planned in candidate.layers if planned.layer.kind == "linear"]
     weights = sum(math.prod(planned.layer.shape) for planned in linears)
-    codes = sum(planned.choice.nominal_bits(planned.layer.shape) * math.prod(planned.layer.shape) for planned in linears)
+    codes = sum(
+        planned.choice.nominal_bits(planned.layer.shape) * math.prod(planned.layer.shape) for planned in linears
+    )
     stored = 8 * sum(planned.nbytes for planned in linears) / weights
     return {"code_bits": round(codes / weights, 4), "stored_bits": round(stored, 4), "bytes": candidate.nbytes}
 
 
-def planner_of(source: SourceModel, method: LlmMq, cache: Path) -> Planner:
-    return Planner(source, Settings(method.recipe(), EFFORT, None, cache), Run())
+def planner_of(source: SourceModel, method: LlmMq, cache: Path, sequences: int = SEQUENCES) -> Planner:
+    effort = Effort("tables", sequences, sequences, AWQ_TOKENS, GUARD_TOKENS, again=True)
+    return Planner(source, Settings(method.recipe(), effort, None, cache), Run())
 
 
 def told(text: str) -> None:
@@ -97,7 +102,7 @@ def uniform_rows(planner: Planner) -> Iterator[Row]:
     calibration = planner.calibration()
     for text in (*UNIFORM, *OTHERS):
         plain, clip = linears_by(planner.source, text), linears_by(planner.source, clipping(text))
-        fold = rescaled(planner.stream(), planner.sequences, AWQ_TOKENS, plain, Silent())
+        fold = rescaled(planner.stream(), planner.sequences, AGAIN_TOKENS, plain, Silent())
         yield row("AWQ, scale and clip", text, clip, Preparation(calibration, fold), None)
         if text in UNIFORM:
             yield row("RTN", text, plain, Preparation(), None)
@@ -110,26 +115,28 @@ def clipping(text: str) -> str:
     return "+".join([f"{dense}:range=clip", *outliers])
 
 
-def curve_rows(planner: Planner, curve: str, points: Sequence[float], again: Sequence[float]) -> Iterator[Row]:
-    """One solved plan a point: with the scales that scores were made with; if `again` names any, without too, and there with scales
-    searched once more at its widths."""
+def curve_rows(planner: Planner, curve: str, points: Sequence[float], others: bool) -> Iterator[Row]:
+    """One solved plan a point, with the scales that scores were made with. others: at some points without scales too, and with
+    scales searched once more at its widths.
+    """
     calibration = planner.calibration()
     for bits in points:
         budget = Budget(code_bits=bits)
         every = offered(planner.offers, budget)
         _, _, plan = measure(planner, question(planner.source, budget, 0, DEFAULT_SHARD_BYTES), every)
         layers = chosen(planner.offers, plan.layers)
+        told(f"{curve} {bits}")
         yield row(curve, bits, layers, Preparation(calibration, calibration.fold), plan.loss)
-        if again:
+        if others and bits in UNSCALED:
             yield row(f"{curve}, without scales", bits, layers, Preparation(calibration, Fold.none()), None)
-        if bits in again:
-            fold = scaled_again(planner, layers)
+        if others and bits in AGAIN:
+            fold = rescaled(planner.stream(), planner.sequences, AGAIN_TOKENS, layers, Silent())
             yield row(f"{curve}, scales again", bits, layers, Preparation(calibration, fold), None)
 
 
-def default_rows(source: SourceModel, cache: Path) -> Iterator[Row]:
+def default_rows(planner: Planner) -> Iterator[Row]:
     """The whole method at the bytes of uniform plans with embedding and head at 16 bits."""
-    planner = planner_of(source, LlmMq(), cache)
+    source = planner.source
     for text in BUDGETS:
         nbytes = sum(planned.nbytes for planned in linears_by(source, text))
         asked = question(source, Budget(weights=nbytes + passthrough_bytes(source)), 0, DEFAULT_SHARD_BYTES)
@@ -142,9 +149,9 @@ def default_rows(source: SourceModel, cache: Path) -> Iterator[Row]:
         told(f"decided {text}")
 
 
-def texts(planner: Planner) -> tuple[tuple[TokenSequence, ...], tuple[TokenSequence, ...]]:
+def texts(planner: Planner, measured: int) -> tuple[tuple[TokenSequence, ...], tuple[TokenSequence, ...]]:
     """(unused text, acceptance text), with document numbers that differ."""
-    unused = windows(unused_documents(), planner.tokenizer, MEASURED, WINDOW)
+    unused = windows(unused_documents(), planner.tokenizer, measured, WINDOW)
     cut = Cut(WINDOW, tokens=GUARD_TOKENS)
     found = sample(planner.text, planner.parts.acceptance, planner.tokenizer, planner.source, cut).sequences
     return unused, tuple(replace(one, document=one.document + APART) for one in found)
@@ -182,18 +189,22 @@ def entry(one: Row, documents: Documents) -> dict[str, Any]:
         "kl_se": ratio_error(values, tokens),
         "perplexity": math.exp(min(losses, 700.0)),
         "acceptance_kl": kl(part(documents, True)) if any(number >= APART for number in documents) else None,
-        "documents": {str(number): [round(sums.kl, 6), sums.tokens, round(sums.loss, 6)] for number, sums in documents.items()},
+        "documents": {
+            str(number): [round(sums.kl, 6), sums.tokens, round(sums.loss, 6)] for number, sums in documents.items()
+        },
         **one.extra,
     }
 
 
-def measured_rows(planner: Planner, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def measured_rows(planner: Planner, rows: Sequence[Row], measured: int) -> Iterator[dict[str, Any]]:
     """Every row with its losses."""
-    unused, acceptance = texts(planner)
+    unused, acceptance = texts(planner, measured)
     for start in range(0, len(rows), CHUNK):
         few = rows[start : start + CHUNK]
         candidates = [one.candidate for one in few]
-        found = by_document(planner.source, candidates, (*unused, *acceptance), (planner.device, planner.dtype), Silent())
+        found = by_document(
+            planner.source, candidates, (*unused, *acceptance), (planner.device, planner.dtype), Silent()
+        )
         told(f"measured {start + len(few)} of {len(rows)}")
         for one in few:
             yield entry(one, found[one.candidate.name])
@@ -204,32 +215,42 @@ def main() -> None:
     options.add_argument("--model", default="demo", help="demo, twin, or a folder")
     options.add_argument("--name", help="what the results call the model; by default the folder's name")
     options.add_argument("--cache", type=Path, help="keeps what was measured")
+    options.add_argument("--sequences", type=int, default=SEQUENCES, help="of calibration and scores")
+    options.add_argument("--measured", type=int, default=MEASURED, help="sequences measured on")
+    options.add_argument("--every", type=int, default=1, help="take each n-th point of the curves only")
     options.add_argument("--threads", type=int, default=1)
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
     file = RESULTS / f"curves_{asked.name or Path(asked.model).name}.json"
     with TemporaryDirectory() as folder, opened(asked.model) as source:
         cache = asked.cache or Path(folder)
-        planner, paper = planner_of(source, OURS, cache), planner_of(source, LlmMq.paper(), cache)
-        unused, acceptance = texts(planner)
+        planner, paper, default = (
+            planner_of(source, method, cache, asked.sequences) for method in (OURS, LlmMq.paper(), LlmMq())
+        )
+        points = CODE_BITS[:: asked.every]
+        unused, acceptance = texts(planner, asked.measured)
         record: dict[str, Any] = {
             "model": described(source),
-            "calibration": {"sequences": len(planner.sequences), "window": WINDOW, "awq_tokens": AWQ_TOKENS},
+            "calibration": {
+                "sequences": len(planner.sequences),
+                "window": WINDOW,
+                "awq_tokens": [AWQ_TOKENS, AGAIN_TOKENS],
+            },
             "measured": {"scored": sum(one.scored for one in unused), "sequences_sha256": fingerprint(unused)},
             "acceptance": {"scored": sum(one.scored for one in acceptance)},
             "torch": torch.__version__,
             "rows": [],
         }
         parts = (
-            lambda: curve_rows(planner, "ours", CODE_BITS, (4.0, 3.0, 2.0)),
+            lambda: curve_rows(planner, "ours", points, True),
             lambda: uniform_rows(planner),
-            lambda: curve_rows(paper, "paper", CODE_BITS, ()),
-            lambda: default_rows(source, cache),
+            lambda: default_rows(default),
+            lambda: curve_rows(paper, "paper", points, False),
         )
         for make in parts:
             rows = list(make())
             told(f"planned {len(rows)}")
-            for found in measured_rows(planner, rows):
+            for found in measured_rows(planner, rows, asked.measured):
                 record["rows"].append(found)
             file.write_text(json.dumps(record, indent=1) + "\n")
 

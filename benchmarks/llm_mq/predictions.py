@@ -42,7 +42,9 @@ def planner_of(source: SourceModel, labels: str, most: int, cache: Path) -> Plan
     """Unfolded, rounded to nearest, as the measured losses are."""
     bits = (2, 3, 4, 5, 6)
     tables = tuple(f"int{width}:g128" for width in bits)
-    method = LlmMq(bits=bits, groups=(128,), outliers=("0",), range="minmax", scaling=False, tables=tables, labels=labels)
+    method = LlmMq(
+        bits=bits, groups=(128,), outliers=("0",), range="minmax", scaling=False, tables=tables, labels=labels
+    )
     return Planner(source, Settings(method.recipe(), Effort("", 16, most), CALIBRATION, cache), Run())
 
 
@@ -139,7 +141,9 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
                 ]
                 lines.append(f"| {name} [{labels}] | " + " | ".join(cells) + " |")
     lines += ["", "## 4, 5 and 6 bits (measured on 1,024 sequences of 128 tokens)", ""]
-    lines += ["| model | estimator | sequences | choice | Spearman | median | sd of log | within 0.8 … 1.25 | least | largest |"]
+    lines += [
+        "| model | estimator | sequences | choice | Spearman | median | sd of log | within 0.8 … 1.25 | least | largest |"
+    ]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     lines += [
         f"| {row['model']} | {row['estimator']} | {row['sequences']} | {row['choice']} | {row['spearman']:.3f} | "

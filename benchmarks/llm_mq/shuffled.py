@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from curves import EFFORT, MEASURED, OURS, difference, kl, linears_by, planner_of, told
+from curves import MEASURED, OURS, difference, kl, linears_by, planner_of, told
 from opening import described, opened
 from single_layers import RESULTS
 from texts import unused_documents, windows
@@ -44,7 +44,9 @@ def given(units: Sequence[Unit], scores: Mapping[str, Sequence[float]]) -> tuple
     return tuple(
         replace(
             unit,
-            points=tuple(replace(point, score=score) for point, score in zip(unit.points, scores[unit.name], strict=True)),
+            points=tuple(
+                replace(point, score=score) for point, score in zip(unit.points, scores[unit.name], strict=True)
+            ),
         )
         for unit in units
     )
@@ -99,7 +101,9 @@ def main() -> None:
     with TemporaryDirectory() as folder, opened(asked.model) as source:
         planner = planner_of(source, OURS, asked.cache or Path(folder))
         every = offered(planner.offers, Budget(code_bits=4.0))  # embedding and head at 16 bits
-        units = restricted(planner.measured(EFFORT.most).table(source, planner.offers, {}), every).units
+        units = restricted(
+            planner.measured(planner.settings.effort.most).table(source, planner.offers, {}), every
+        ).units
         linears = sum(math.prod(layer.shape) for layer in source.layers if layer.kind == "linear")
         kept = sum(one.nbytes for one in linears_by(source, "int4:g128") if one.layer.kind != "linear")
         limit = {BYTES: math.floor(BITS * linears / 8) + kept, CODE_BITS: None, DISK: None}
@@ -136,14 +140,19 @@ def main() -> None:
                 "more_than_ours": more,
                 "se": se,
             })  # fmt: skip
-        record = {"model": described(source), "bits": BITS, "calibration_sequences": len(planner.sequences), "rows": rows}
+        record = {
+            "model": described(source),
+            "bits": BITS,
+            "calibration_sequences": len(planner.sequences),
+            "rows": rows,
+        }
     (RESULTS / f"shuffled_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     others = [row["kl"] for row in rows if row["plan"].startswith("shuffled")]
     lines = [
         f"# Shuffled scores, {name}",
         "",
-        f"Made by `shuffled.py`: KL in nats per token on {MEASURED} sequences of {WINDOW} tokens of unused text, at {BITS} stored bits of "
-        "the blocks' linears. `predicted` is by our scores for every plan.",
+        f"Made by `shuffled.py`: KL in nats per token on {MEASURED} sequences of {WINDOW} tokens of unused text, at "
+        f"{BITS} stored bits of the blocks' linears. `predicted` is by our scores for every plan.",
         "",
         "| plan | stored bits | bytes | predicted | KL | more than ours | paired SE |",
         "|---|---|---|---|---|---|---|",
