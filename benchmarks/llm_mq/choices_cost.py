@@ -158,7 +158,8 @@ def main() -> None:
         "# The cost of choices",
         "",
         f"Made by `choices_cost.py`: one block of the large model's shape, {SEQUENCES} sequences of {TOKENS} tokens, "
-        f"{asked.threads} threads, medians of {asked.rounds} rounds, each taken in turn. Load of the machine at the end: {record['load']}.",
+        f"{asked.threads} threads, medians of {asked.rounds} rounds, each taken in turn. "
+        f"Load of the machine at the end: {record['load']}.",
         "",
         "| | seconds (median) | all rounds | over plain | bound |",
         "|---|---|---|---|---|",

@@ -144,7 +144,7 @@ def report(name: str) -> str:
         "",
         f"Made by `curves.py` and `curves_report.py`. KL(original ‖ stored) in nats per token on {measured:,} scored tokens that",
         f"nothing was made with; {text['sequences']} sequences of {text['window']} tokens for calibration and scores,",
-        f"{text['awq_tokens'][0]:,} tokens for the first scales and {text['awq_tokens'][1]:,} for those of AWQ and of `scales again`,",
+        f"{text['awq_tokens'][0]:,} tokens for the first scales, {text['awq_tokens'][1]:,} for AWQ's and for `scales again`,",
         f"{accepted:,} for the guard. Bits are of the blocks' linears; embedding and head stay at 16 bits except in `llm-mq`.",
         "Differences come with paired standard errors over documents.",
     ]
