@@ -5,9 +5,10 @@ work folder, so another budget only solves.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bitbudget.allocation import Infeasible, Plan, Point, ScoreTable, Unit, plan_from_table
 from bitbudget.calibration.split import split
@@ -29,7 +30,7 @@ from bitbudget.pipeline.scores import Scoring, Wave
 from bitbudget.pipeline.table import Measured
 from bitbudget.pipeline.texts import Cut, open_text, sample
 from bitbudget.pipeline.versions import versions
-from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_identity, tensor_headers
+from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_hashes, source_identity
 from bitbudget.transforms.fold import FoldedWeights
 
 AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
@@ -45,6 +46,23 @@ class Settings:
     text: Path | None = None
     cache: Path | None = None
     scratch_bytes: int = SCRATCH_BYTES
+
+
+def sequence_bytes(source: SourceModel, dtype: torch.dtype) -> int:
+    """What a calibration sequence takes on the disk: its hidden states at all blocks, its gradients at two."""
+    width = source.model.get_input_embeddings().embedding_dim * dtype.itemsize
+    return (source.block_count + 3) * WINDOW * width
+
+
+def wave_sequences(source: SourceModel, scratch_bytes: int, dtype: torch.dtype) -> int:
+    """Sequences that stay within a scratch limit. Raises InputError for one that is too small for a single sequence."""
+    held = sequence_bytes(source, dtype)
+    if scratch_bytes < held:
+        raise InputError(
+            f"The scratch limit of {scratch_bytes:,} bytes is too small: hidden states and gradients of one sequence of {WINDOW} "
+            f"tokens take {held:,} bytes at all blocks together. Give at least that with --scratch."
+        )
+    return scratch_bytes // held
 
 
 class Planner:
@@ -93,15 +111,7 @@ class Planner:
 
     @property
     def _wave_sequences(self) -> int:
-        """Sequences whose hidden states at all blocks stay within the scratch limit."""
-        width = self.source.model.get_input_embeddings().embedding_dim * self.dtype.itemsize
-        held = (self.source.block_count + 3) * WINDOW * width
-        if self.settings.scratch_bytes < held:
-            raise InputError(
-                f"The scratch limit of {self.settings.scratch_bytes:,} bytes is too small: hidden states of one sequence of "
-                f"{WINDOW} tokens take {held:,} bytes at all blocks together."
-            )
-        return self.settings.scratch_bytes // held
+        return wave_sequences(self.source, self.settings.scratch_bytes, self.dtype)
 
     @cached_property
     def score_folder(self) -> str:
@@ -161,8 +171,7 @@ class Planner:
 
     def hashes(self) -> dict[str, str]:
         """What a plan depends on, by hash. The weights by their headers; the checkpoint's record has the hash of every tensor."""
-        config = sha256((self.source.folder / "config.json").read_bytes()).hexdigest()
-        return {"config": config, "tensors": fingerprint(tensor_headers(self.source)), "text": self.text.sha256}
+        return {**source_hashes(self.source), "text": self.text.sha256}
 
     def calibration(self) -> Calibration:
         """What was measured once; measured now if it is missing."""

@@ -36,6 +36,18 @@ def source_identity(source: SourceModel) -> dict[str, Any]:
     return {"files": files, "tensors": tensor_headers(source), "config": config}
 
 
+def source_hashes(source: SourceModel) -> dict[str, str]:
+    """Of what can be read at once: the config and the headers of the weights."""
+    config = sha256((source.folder / "config.json").read_bytes()).hexdigest()
+    return {"config": config, "tensors": fingerprint(tensor_headers(source))}
+
+
+def source_files(source: SourceModel) -> dict[str, str]:
+    """Size and modification time of every file of weights, under names for people."""
+    stats = {path.name: path.stat() for path in source.checkpoint.files}
+    return {f"source file {name}": f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}
+
+
 def tensor_headers(source: SourceModel) -> dict[str, Any]:
     """Dtype, shape and place of every tensor."""
     return {name: [str(info.dtype), list(info.shape), info.start] for name, info in source.checkpoint.tensors.items()}
