@@ -138,7 +138,8 @@ class _Words:
 
     def check(self) -> None:
         """Raise InputError where the verification would find the text too short."""
-        sample(self.text, self.parts.acceptance, self.tokenizer, self.source, VERIFY_CUT)
+        for part in (self.parts.acceptance, self.parts.evaluation):
+            sample(self.text, part, self.tokenizer, self.source, VERIFY_CUT)
 
 
 def _path(text: str | Path | None) -> Path | None:

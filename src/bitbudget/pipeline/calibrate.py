@@ -90,14 +90,14 @@ def calibrate(
     stream: BlockStream,
     sequences: Sequence[TokenSequence],
     kept: HiddenStates,
-    settings: tuple[Recipe, int],
+    settings: tuple[Recipe, Awq],
     work: Work,
     progress: Progress,
 ) -> Calibration:
-    """The forward pass of the first wave, with everything that is measured once. settings: recipe, tokens of AWQ's search."""
-    recipe, awq_tokens = settings
+    """The forward pass of the first wave, with everything that is measured once. settings: recipe, AWQ's search."""
+    recipe, awq = settings
     states = _started(stream, sequences, kept)
-    search = ScaleSearch(stream, awq_tokens, _references(stream.source, recipe)) if recipe.scaling else None
+    search = ScaleSearch(stream, awq, _references(stream.source, recipe)) if recipe.scaling else None
     with stage(progress, "calibrate: inputs and scales, block by block", stream.block_count + 1) as running:
         for index in range(stream.block_count):
             if not kept.has(index + 1):
@@ -129,16 +129,16 @@ def _references(source: SourceModel, recipe: Recipe) -> dict[str, Choice]:
 class ScaleSearch:
     """AWQ's search, block by block, at a choice for every layer."""
 
-    def __init__(self, stream: BlockStream, tokens: int, choices: Mapping[str, Choice]) -> None:
+    def __init__(self, stream: BlockStream, awq: Awq, choices: Mapping[str, Choice]) -> None:
         self._stream = stream
-        self._tokens = tokens
+        self._awq = awq
         self._choices = choices
         self._pairs = PairFinder(stream)
 
     def run(self, states: States, index: int) -> Fold:
         """The scales of a loaded block, whose original inputs `states` hold."""
         groups, _ = self._pairs.find(states, index)
-        fold, _ = search_block(Awq(tokens=self._tokens), self._stream, states, index, groups, self._quantized)
+        fold, _ = search_block(self._awq, self._stream, states, index, groups, self._quantized)
         return fold
 
     def _quantized(self, name: str, weight: Tensor) -> Tensor:
@@ -208,16 +208,16 @@ def _started(stream: BlockStream, sequences: Sequence[TokenSequence], kept: Hidd
 
 
 def rescaled(
-    stream: BlockStream, sequences: Sequence[TokenSequence], tokens: int, layers: Sequence[PlannedLayer], progress: Progress
+    stream: BlockStream, sequences: Sequence[TokenSequence], awq: Awq, layers: Sequence[PlannedLayer], progress: Progress
 ) -> Fold:
-    """Scales searched once more, every layer at its own choice, on the first sequences with `tokens` tokens together."""
+    """Scales searched once more, every layer at its own choice, on the first sequences with AWQ's tokens together."""
     few, held = [], 0
     for sequence in sequences:
-        if held < tokens:
+        if held < awq.tokens:
             few.append(sequence)
             held += len(sequence.ids)
     states = stream.start([sequence.ids for sequence in few])
-    search = ScaleSearch(stream, tokens, {planned.layer.name: planned.choice for planned in layers})
+    search = ScaleSearch(stream, awq, {planned.layer.name: planned.choice for planned in layers})
     fold = Fold.none()
     with stage(progress, "scales once more, at the plan's widths", stream.block_count) as running:
         for index in range(stream.block_count):

@@ -162,8 +162,7 @@ def _guarded(
 
 def scaled_again(planner: Planner, layers: Sequence[PlannedLayer]) -> Fold:
     """AWQ's scales, searched once more with every layer at its own choice."""
-    tokens = planner.settings.effort.scaling_tokens
-    return rescaled(planner.stream(), planner.sequences, tokens, layers, planner.run.progress)
+    return rescaled(planner.stream(), planner.sequences, planner.awq, layers, planner.run.progress)
 
 
 def _distinct(plan: Plan, *rivals: Rival | None) -> list[Rival]:

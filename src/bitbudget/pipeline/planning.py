@@ -31,10 +31,12 @@ from bitbudget.pipeline.table import Measured
 from bitbudget.pipeline.texts import Cut, open_text, sample
 from bitbudget.pipeline.versions import versions
 from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_hashes, source_identity
+from bitbudget.transforms.awq import Awq
 from bitbudget.transforms.fold import FoldedWeights
 
 AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
 SCRATCH_BYTES = 32 << 30
+DISK_ROUNDS = 12  # of moving the limit of the disk; two or three are enough nearly always
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Planner:
         return {
             "source": source_identity(self.source),
             "sequences": tokens_fingerprint(self.sequences[: self._first]),
-            "scaling": [recipe.scaling, recipe.reference, effort.scaling_tokens] if recipe.scaling else [],
+            "scaling": [recipe.reference, effort.scaling_tokens, effort.scaling_grid] if recipe.scaling else [],
             "compute": [self.device.type, str(self.dtype)],
             "versions": versions(),
         }
@@ -103,6 +105,11 @@ class Planner:
     @cached_property
     def work(self) -> Work:
         return Work.open(self.settings.cache or cache_folder(), self.inputs)
+
+    @property
+    def awq(self) -> Awq:
+        """The search of scales at this effort."""
+        return Awq(grid=self.settings.effort.scaling_grid, tokens=self.settings.effort.scaling_tokens)
 
     @property
     def _first(self) -> int:
@@ -152,7 +159,7 @@ class Planner:
         if self.work.path("calibrated").is_file():
             return Calibration(self.work, read_fold(self.source, self.work))
         wave = self._waves(self._first)[0]
-        settings = self.settings.recipe, self.settings.effort.scaling_tokens
+        settings = self.settings.recipe, self.awq
         found = calibrate(self.stream(), wave.sequences, self._hidden(wave), settings, self.work, self.run.progress)
         self.work.path("calibrated").touch()
         return found
@@ -222,27 +229,27 @@ def restricted(table: ScoreTable, every: Sequence[Offer]) -> ScoreTable:
 
 
 def solved(table: ScoreTable, asked: Question, source: SourceModel, every: Sequence[Offer]) -> Plan:
-    """The plan of least predicted loss. Bytes that the solver set aside for file headers and did not need are given back.
+    """The plan of least predicted loss. What the files really take is known with the plan only (lengths of names and numbers in
+    headers, an index), so a limit of the disk is moved by what was over- or underestimated until nothing changes.
 
     Raises:
         BudgetError: no plan fits.
     """
-    limit = asked.solver_limit
-    plan = _solved(table, limit, asked)
-    most = asked.limit[DISK]
-    for _ in range(8):
-        if most is None:
-            break
+    limit, most = asked.solver_limit, asked.limit[DISK]
+    if most is None:
+        return _solved(table, limit, asked)
+    best: Plan | None = None
+    tried: set[int | None] = set()
+    while limit[DISK] not in tried and len(tried) < DISK_ROUNDS:
+        tried.add(limit[DISK])
+        plan = _solved(table, limit, asked)
         spare = most - output_of(source, chosen(every, plan.layers), asked.max_shard_bytes, {}).disk_bytes
-        assert spare >= 0, "header sizes are bounded from above"
-        raised = {**limit, DISK: plan.costs[DISK] + spare}
-        again = _solved(table, raised, asked)
-        if again.layers == plan.layers:
-            break
-        if output_of(source, chosen(every, again.layers), asked.max_shard_bytes, {}).disk_bytes > most:
-            break
-        plan = again
-    return plan
+        if spare >= 0 and (best is None or (plan.loss or 0.0) <= (best.loss or 0.0)):
+            best = replace(plan, budgets={**plan.budgets, DISK: plan.costs[DISK] + spare})
+        limit = {**limit, DISK: (plan.costs[DISK] if spare >= 0 else (limit[DISK] or 0)) + spare}
+    if best is None:
+        raise BudgetError(f"The budget {asked.budget.to_dict()} cannot be met: the files' headers take the last bytes. Raise it.")
+    return best
 
 
 def _solved(table: ScoreTable, limit: Mapping[str, int | None], asked: Question) -> Plan:

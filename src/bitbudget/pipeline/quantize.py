@@ -61,7 +61,7 @@ class Writing:
 
     name: what the record calls the source; text: the text's entry; preparation: what is done to weights before they are
     rounded; decision: the plan that was solved (None: choices that the user named); extra: further entries of the record;
-    request: settings by which the same command is known again (see `request.Request`).
+    request: settings by which the same command is known again (see `pipeline.request`).
     """
 
     plan: OutputPlan

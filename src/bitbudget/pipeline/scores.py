@@ -24,7 +24,7 @@ from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.rounding import Fitted, fit
 from bitbudget.scoring import contract, contract_rows
 
-FACTOR_BYTES = 256 << 20  # of inputs and gradients of a block's layers that are in memory at a time
+FACTOR_BYTES = 384 << 20  # of inputs and gradients of a block's layers that are in memory at a time
 SEED = 0
 HALF = "head of the tied matrix"  # waits for the embedding's half
 Logits = Float[Tensor, "scored vocabulary"]
