@@ -13,7 +13,7 @@ from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
 from bitbudget.pipeline.by_budget import Options, Planned, plan_for
-from bitbudget.pipeline.job import KEPT, Job, parse
+from bitbudget.pipeline.job import KEPT, Job, refuse_typos
 from bitbudget.pipeline.measure import Measurement
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES
 from bitbudget.pipeline.plans import read_plan
@@ -82,9 +82,7 @@ def quantize(
         VerificationError: the finished folder does not hold what it promises.
     """
     run, output = Run(device, progress or Silent(), trust_remote_code), Path(output)
-    for word in (how, embedding, head):  # a typo is told before anything is opened
-        if isinstance(word, str):
-            parse(word)
+    refuse_typos(how, embedding, head)
     resolve_device(device)
     source = open_source(model, trust_remote_code)
     words = _Words.open(source, _path(text), run)
@@ -92,15 +90,15 @@ def quantize(
         words.check()
     given = read_plan(how) if isinstance(how, Path) else how
     job = Job(source, given, (embedding, head), replace(options, text=_path(text)), max_shard_bytes, run)
-    name = source_name(model)
-    request = request_of(source, name, words.entry, device, job.settings())
-    record = finished_before(output, request, source)
-    if record is None:
-        writing = replace(job.writing(name, words.entry), request=request)
-        record = write_checkpoint(source, writing, output, run.progress)
-    if verify and not record.get("verification", {}).get("passed"):
-        record = _verified(record, source, output, words.path, run)
-    return record
+    request = request_of(source, source_name(model), words.entry, device, job.settings())
+    record = finished_before(output, request, source) or _written(job, request, words, output)
+    done = not verify or record.get("verification", {}).get("passed")
+    return record if done else _verified(record, source, output, words.path, run)
+
+
+def _written(job: Job, request: dict[str, Any], words: "_Words", output: Path) -> dict[str, Any]:
+    writing = replace(job.writing(request["model"], words.entry), request=request)
+    return write_checkpoint(job.source, writing, output, job.run.progress)
 
 
 def _verified(

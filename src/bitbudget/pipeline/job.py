@@ -55,6 +55,13 @@ class Job:
         return Writing(made, name, text)
 
 
+def refuse_typos(*words: object) -> None:
+    """Raise InputError for a choice that is misspelt, before a model is opened."""
+    for word in words:
+        if isinstance(word, str):
+            parse(word)
+
+
 def parse(word: str) -> Choice | None:
     """A choice by its text, None for a layer that is kept. Raises InputError."""
     return None if word == KEPT else Choice.parse(word)

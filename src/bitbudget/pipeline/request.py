@@ -15,8 +15,8 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
 from bitbudget.pipeline.by_budget import Options
 from bitbudget.pipeline.effort import effort_of
-from bitbudget.pipeline.planning import wave_sequences
 from bitbudget.pipeline.versions import versions
+from bitbudget.pipeline.waves import wave_sequences
 from bitbudget.pipeline.work import fingerprint, source_hashes
 
 
