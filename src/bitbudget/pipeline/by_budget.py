@@ -10,8 +10,9 @@ from bitbudget.methods import METHODS, LlmMq
 from bitbudget.methods.recipe import Recipe
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
-from bitbudget.pipeline.decide import decide, scaled_again
+from bitbudget.pipeline.decide import decide
 from bitbudget.pipeline.effort import Effort, effort_of
+from bitbudget.pipeline.judging import scaled_again
 from bitbudget.pipeline.memory import memory_promise
 from bitbudget.pipeline.offers import chosen, offers
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, PlannedLayer
@@ -128,9 +129,9 @@ def _output(source: SourceModel, layers: tuple[PlannedLayer, ...], plan: Plan) -
     return output_of(source, layers, settings["max_shard_bytes"], settings)
 
 
-def writing_of(planned: Planned, name: str, text: dict[str, Any], request: dict[str, Any]) -> Writing:
+def writing_of(planned: Planned, name: str, text: dict[str, Any]) -> Writing:
     """What `write_checkpoint` needs."""
-    extra = {"guard": planned.guard, "memory": planned.memory, "request": request}
+    extra = {"guard": planned.guard, "memory": planned.memory}
     return Writing(
         planned.output,
         name,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bitbudget.calibration.gram import GroupGram, gram_sum
 from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.checkpoint.atomic import make_folder
 from bitbudget.checkpoint.scratch import read_tensors, write_tensors
 from bitbudget.methods.recipe import Recipe
 from bitbudget.models.gradients import captured_inputs
@@ -28,6 +29,7 @@ from bitbudget.transforms.awq import Awq, search_block
 from bitbudget.transforms.fold import Fold
 from bitbudget.transforms.pairs import PairFinder
 
+CALIBRATED = "calibrated"  # the mark of a finished calibration
 HEAD_TOKENS = 2048  # from which the Gram matrix of the head's input is taken: its logits are computed on the way
 
 
@@ -61,6 +63,10 @@ class HiddenStates:
 
     def has(self, block: int) -> bool:
         return self.path(block).is_file()
+
+    def complete(self, blocks: int) -> bool:
+        """Whether all of them are there; a killed removal leaves some."""
+        return all(self.has(block) for block in range(blocks + 1))
 
     def save(self, block: int, hidden: Sequence[Tensor]) -> None:
         """hidden: [1, tokens, width] of every sequence."""
@@ -100,23 +106,39 @@ def calibrate(
     search = ScaleSearch(stream, awq, _references(stream.source, recipe)) if recipe.scaling else None
     with stage(progress, "calibrate: inputs and scales, block by block", stream.block_count + 1) as running:
         for index in range(stream.block_count):
-            if not kept.has(index + 1):
+            if not kept.has(index + 1) or not all(path.is_file() for path in _measured(work, index)):
                 states.hidden, states.next_block = kept.load(index, stream.device), index
                 pass_block(stream, states, index, search, work)
                 kept.save(index + 1, states.hidden)
             running.advance(1)
-        if not work.path("grams", "head.safetensors").is_file():
+        if not _head(work).is_file():
             states.hidden = kept.load(stream.block_count, stream.device)
             _head_gram(stream, states, work)
         running.advance(1)
+    work.finish(CALIBRATED)
     return Calibration(work, read_fold(stream.source, work))
+
+
+def is_calibrated(work: Work, blocks: int) -> bool:
+    """Whether everything is there. A file that somebody removed is measured again, whatever the mark says."""
+    files = [path for index in range(blocks) for path in _measured(work, index)]
+    return work.path(CALIBRATED).is_file() and all(path.is_file() for path in (*files, _head(work)))
+
+
+def _measured(work: Work, index: int) -> tuple[Path, Path]:
+    """Files of a block: Gram matrices, scales."""
+    return work.path("grams", f"{index}.safetensors"), work.path("scales", f"{index}.safetensors")
+
+
+def _head(work: Work) -> Path:
+    return work.path("grams", "head.safetensors")
 
 
 def read_fold(source: SourceModel, work: Work) -> Fold:
     """The scales of all blocks together."""
     fold = Fold.none()
     for index in range(source.block_count):
-        fold = fold.then(Fold.load(work.path("scales", f"{index}.safetensors")))
+        fold = fold.then(Fold.load(_measured(work, index)[1]))
     return fold
 
 
@@ -160,11 +182,10 @@ def pass_block(stream: BlockStream, states: States, index: int, search: ScaleSea
                 tokens += states.hidden[sequence].shape[1]
                 _add(sums, seen)
     stream.free()
-    write_tensors(
-        work.path("grams", f"{index}.safetensors"), {name: (total / tokens).cpu() for name, total in sums.items()}
-    )
-    work.path("scales").mkdir(exist_ok=True)
-    fold.save(work.path("scales", f"{index}.safetensors"))
+    grams, scales = _measured(work, index)
+    write_tensors(grams, {name: (total / tokens).cpu() for name, total in sums.items()})
+    make_folder(scales.parent)
+    fold.save(scales)
 
 
 def _add(sums: dict[str, Tensor], seen: Mapping[str, list[Tensor]]) -> None:
@@ -184,7 +205,7 @@ def _head_gram(stream: BlockStream, states: States, work: Work) -> None:
     head = next((layer for layer in stream.source.layers if layer.kind in ("head", "tied")), None)
     module = stream.model.get_output_embeddings()
     if head is None or module is None:
-        write_tensors(work.path("grams", "head.safetensors"), {})
+        write_tensors(_head(work), {})
         return
     sums: dict[str, Tensor] = {}
     tokens = 0
@@ -196,7 +217,7 @@ def _head_gram(stream: BlockStream, states: States, work: Work) -> None:
             tokens += hidden.shape[1]
             _add(sums, seen)
     stream.free()
-    write_tensors(work.path("grams", "head.safetensors"), {name: (total / tokens).cpu() for name, total in sums.items()})
+    write_tensors(_head(work), {name: (total / tokens).cpu() for name, total in sums.items()})
 
 
 def _started(stream: BlockStream, sequences: Sequence[TokenSequence], kept: HiddenStates) -> States:

@@ -1,94 +1,71 @@
-"""What a run was asked for, so that the same request on a finished folder is done at once, and another one is refused by name."""
+"""What a quantize command asks for, as settings and hashes: enough to tell, before any work, whether a folder is its result, its
+unfinished run, or another command's.
+
+A request is a dict of JSON values by name, without times and paths. The record of the finished folder holds it, the journal of the
+unfinished one its values as texts.
+"""
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
-from hashlib import sha256
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from bitbudget.allocation import Plan
-from bitbudget.checkpoint.journal import JOURNAL_NAME, unfinished_inputs
-from bitbudget.errors import OutputError
+from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
 from bitbudget.pipeline.by_budget import Options
 from bitbudget.pipeline.effort import effort_of
-from bitbudget.pipeline.record import CONFIG_NAME, RECORD_NAME, read_record
 from bitbudget.pipeline.versions import versions
-from bitbudget.pipeline.work import fingerprint, tensor_headers
+from bitbudget.pipeline.waves import wave_sequences
+from bitbudget.pipeline.work import fingerprint, source_hashes
 
-Request = dict[str, Any]
+
+def by_choice(choice: str, embedding: str, head: str, max_shard_bytes: int) -> dict[str, Any]:
+    """The settings of a command that names the choice of every layer."""
+    return {"choice": choice, "embedding": embedding, "head": head, "max shard size": max_shard_bytes}
+
+
+def by_budget(
+    source: SourceModel, budget: Budget, options: Options, max_shard_bytes: int, device: str
+) -> dict[str, Any]:
+    """The settings of a command that names a budget. Raises InputError for a method, effort or scratch limit that cannot be."""
+    effort = effort_of(options.effort)
+    where = resolve_device(device)
+    dtype = compute_dtype(where, source.config)
+    asked: dict[str, Any] = {"budget": budget.to_dict(), **_recipe(options), "effort": asdict(effort)}
+    if budget.memory is not None:
+        named = {"context": options.context, "kv dtype": options.kv_dtype, "reserve": options.reserve}
+        asked |= {name: value for name, value in named.items() if value is not None}
+    # A scratch limit that leaves the first wave whole changes nothing.
+    first = min(effort.first, wave_sequences(source, options.scratch_bytes, dtype))
+    return asked | {"sequences of the first wave": first, "max shard size": max_shard_bytes}
+
+
+def by_plan(plan: Plan) -> dict[str, Any]:
+    """The settings of a command that gives a plan: all others stand in the plan."""
+    return {"plan": fingerprint(plan.to_dict())}
 
 
 def request_of(
-    source: SourceModel, how: str | Budget | Plan, others: Mapping[str, Any], options: Options, text_sha256: str
-) -> Request:
-    """By name, plain values without times and paths. others: what goes with a single choice, and the size of shards."""
-    wanted: dict[str, Any] = {"settings": dict(others)}
-    if isinstance(how, str):
-        wanted["choice"] = how
-    elif isinstance(how, Plan):
-        wanted["plan"] = fingerprint(how.to_dict())
-    else:
-        run = (options.context, options.kv_dtype, options.reserve) if how.memory is not None else ()
-        wanted |= {
-            "budget": how.to_dict(),
-            "method": asdict(options.recipe()),
-            "effort": asdict(effort_of(options.effort)),
-            "memory": list(run),
-        }
-    config = sha256((source.folder / CONFIG_NAME).read_bytes()).hexdigest()
-    wanted |= {"model": [config, fingerprint(tensor_headers(source))], "text": text_sha256, "versions": versions()}
-    assert not any(is_dataclass(value) for value in wanted.values())
-    plain: Request = _plain(wanted)
-    return plain
+    source: SourceModel, name: str, text: Mapping[str, Any], device: str, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """how: of `by_choice`, `by_budget` or `by_plan`. name: what the record calls the source. text: its entry there.
 
-
-def finished(output: Path, request: Request, source: SourceModel) -> dict[str, Any] | None:
-    """The record of a folder that this very request has made; None if there is none yet.
-
-    Raises:
-        OutputError: the folder belongs to another request, or the model's files are newer than it.
+    Of the weights only headers are looked at.
     """
-    if (output / JOURNAL_NAME).is_file():
-        _refuse_other(output, unfinished_inputs(output), request, "an unfinished")
-        return None
-    if not (output / RECORD_NAME).is_file() or not (output / CONFIG_NAME).is_file():
-        return None
-    record, _ = read_record(output)
-    _refuse_other(output, hashed(record.get("request") or {}), request, "a finished")
-    made = (output / RECORD_NAME).stat().st_mtime_ns
-    newer = [path.name for path in source.checkpoint.files if path.stat().st_mtime_ns > made]
-    if newer:
-        raise OutputError(
-            f"{output} was made before the model's file {newer[0]} was changed. Give another folder with -o, or remove this one."
-        )
-    return record
+    where = resolve_device(device)
+    dtype = str(compute_dtype(where, source.config)).removeprefix("torch.")
+    return {
+        "model": name,
+        **source_hashes(source),
+        **how,
+        "text": text["sha256"],
+        "text's name": text["name"],
+        "device": f"{where.type}, {dtype}",
+        **{f"version of {package}": number for package, number in versions().items()},
+    }
 
 
-def hashed(request: Request) -> dict[str, str]:
-    """A hash for every name."""
-    return {name: fingerprint({"value": value}) for name, value in request.items()}
-
-
-def _refuse_other(output: Path, found: Mapping[str, str], request: Request, state: str) -> None:
-    wanted = hashed(request)
-    names = (name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name))
-    differing = [name for name in names if state == "a finished" or name in wanted]
-    if found and differing:
-        raise OutputError(
-            f"{output} holds {state} run of another request: {', '.join(differing)} differ. Nothing was changed. Give the same "
-            "command again to continue or keep that run, another folder with -o, or remove this one."
-        )
-    if not found and state == "a finished":
-        raise OutputError(
-            f"The output folder {output} is not empty: it holds a finished bitbudget checkpoint whose record names no request. "
-            "Nothing was changed. Give another folder with -o, or remove this one first."
-        )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples become lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+def _recipe(options: Options) -> dict[str, Any]:
+    described = asdict(options.recipe())
+    return {"method": described.pop("method"), **{f"method's {name}": value for name, value in described.items()}}
