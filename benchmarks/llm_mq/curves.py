@@ -40,6 +40,7 @@ from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Run, Silent
 from bitbudget.pipeline.texts import Cut, sample
 from bitbudget.storage import Choice
+from bitbudget.transforms.awq import Awq
 from bitbudget.transforms.fold import Fold
 
 SEQUENCES = 128  # of calibration and scores
@@ -88,8 +89,10 @@ def sizes(candidate: Candidate) -> dict[str, Any]:
     return {"code_bits": round(codes / weights, 4), "stored_bits": round(stored, 4), "bytes": candidate.nbytes}
 
 
-def planner_of(source: SourceModel, method: LlmMq, cache: Path, sequences: int = SEQUENCES) -> Planner:
-    effort = Effort("tables", sequences, sequences, AWQ_TOKENS, GUARD_TOKENS, again=True)
+def planner_of(
+    source: SourceModel, method: LlmMq, cache: Path, sequences: int = SEQUENCES, awq_tokens: int = AWQ_TOKENS
+) -> Planner:
+    effort = Effort("tables", sequences, sequences, awq_tokens, GUARD_TOKENS, again=True)
     return Planner(source, Settings(method.recipe(), effort, None, cache), Run())
 
 
@@ -102,7 +105,7 @@ def uniform_rows(planner: Planner) -> Iterator[Row]:
     calibration = planner.calibration()
     for text in (*UNIFORM, *OTHERS):
         plain, clip = linears_by(planner.source, text), linears_by(planner.source, clipping(text))
-        fold = rescaled(planner.stream(), planner.sequences, AGAIN_TOKENS, plain, Silent())
+        fold = rescaled(planner.stream(), planner.sequences, Awq(tokens=AGAIN_TOKENS), plain, Silent())
         yield row("AWQ, scale and clip", text, clip, Preparation(calibration, fold), None)
         if text in UNIFORM:
             yield row("RTN", text, plain, Preparation(), None)
@@ -130,7 +133,7 @@ def curve_rows(planner: Planner, curve: str, points: Sequence[float], others: bo
         if others and bits in UNSCALED:
             yield row(f"{curve}, without scales", bits, layers, Preparation(calibration, Fold.none()), None)
         if others and bits in AGAIN:
-            fold = rescaled(planner.stream(), planner.sequences, AGAIN_TOKENS, layers, Silent())
+            fold = rescaled(planner.stream(), planner.sequences, Awq(tokens=AGAIN_TOKENS), layers, Silent())
             yield row(f"{curve}, scales again", bits, layers, Preparation(calibration, fold), None)
 
 
@@ -172,7 +175,8 @@ def difference(one: Documents, other: Documents) -> tuple[float, float]:
     """KL of one minus that of the other, with its paired standard error over documents."""
     apart = [sums.kl - other[number].kl for number, sums in one.items()]
     tokens = [sums.tokens for sums in one.values()]
-    return sum(apart) / sum(tokens), ratio_error(apart, tokens) or math.nan
+    error = ratio_error(apart, tokens)
+    return sum(apart) / sum(tokens), math.nan if error is None else error
 
 
 def entry(one: Row, documents: Documents) -> dict[str, Any]:
@@ -218,6 +222,7 @@ def main() -> None:
     options.add_argument("--sequences", type=int, default=SEQUENCES, help="of calibration and scores")
     options.add_argument("--measured", type=int, default=MEASURED, help="sequences measured on")
     options.add_argument("--every", type=int, default=1, help="take each n-th point of the curves only")
+    options.add_argument("--awq-tokens", type=int, default=AWQ_TOKENS, help="of the first scales")
     options.add_argument("--threads", type=int, default=1)
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
@@ -225,7 +230,7 @@ def main() -> None:
     with TemporaryDirectory() as folder, opened(asked.model) as source:
         cache = asked.cache or Path(folder)
         planner, paper, default = (
-            planner_of(source, method, cache, asked.sequences) for method in (OURS, LlmMq.paper(), LlmMq())
+            planner_of(source, method, cache, asked.sequences, asked.awq_tokens) for method in (OURS, LlmMq.paper(), LlmMq())
         )
         points = CODE_BITS[:: asked.every]
         unused, acceptance = texts(planner, asked.measured)
@@ -234,7 +239,7 @@ def main() -> None:
             "calibration": {
                 "sequences": len(planner.sequences),
                 "window": WINDOW,
-                "awq_tokens": [AWQ_TOKENS, AGAIN_TOKENS],
+                "awq_tokens": [asked.awq_tokens, AGAIN_TOKENS],
             },
             "measured": {"scored": sum(one.scored for one in unused), "sequences_sha256": fingerprint(unused)},
             "acceptance": {"scored": sum(one.scored for one in acceptance)},

@@ -27,7 +27,8 @@ def apart(one: Row, other: Row, accepting: bool = False) -> tuple[float, float]:
     names = [name for name in one["documents"] if (int(name) >= APART) == accepting]
     gaps = [one["documents"][name][0] - other["documents"][name][0] for name in names]
     tokens = [one["documents"][name][1] for name in names]
-    return sum(gaps) / sum(tokens), ratio_error(gaps, tokens) or math.nan
+    error = ratio_error(gaps, tokens)
+    return sum(gaps) / sum(tokens), math.nan if error is None else error
 
 
 def signed(gap: tuple[float, float]) -> str:
