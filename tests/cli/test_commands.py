@@ -203,6 +203,25 @@ def test_run_refuses_a_prompt_beyond_the_context(invoke, stored: Path) -> None:
     assert "context" in result.stderr
 
 
+def test_run_keeps_within_a_smaller_context(invoke, stored: Path) -> None:
+    limited = document(invoke("run", stored, "Once upon", "--raw", "--context", "12", "--json"))
+    assert limited["prompt_tokens"] + limited["tokens"] <= 12
+    refused = invoke("run", stored, "Once upon", "--raw", "--context", "100000")
+    assert refused.exit_code == 3 and "longest" in refused.stderr
+
+
+def test_run_tells_promised_and_measured_memory(invoke, stored: Path) -> None:
+    memory = document(invoke("run", stored, "Once", "--raw", "--max-new-tokens", "2", "--json"))["memory"]
+    promise = memory["promise"]
+    assert promise["beside_weights"] == sum(
+        promise[part] for part in ("kv_cache", "activations", "workspace", "reserve")
+    )
+    assert memory["promised"] == memory["weights"] + promise["beside_weights"]
+    assert memory["exact"] and memory["libraries"] > 2**20
+    told = invoke("run", stored, "Once", "--raw", "--max-new-tokens", "2", "--dtype", "float32").stderr
+    assert "memory: " in told and "of interpreter, libraries and tokenizer; promised " in told
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_tables_fit_the_terminal(invoke, tiny: Path, stored: Path, columns: int) -> None:
     for command in (["inspect", stored], ["forecast", tiny, "--no-probe"]):

@@ -94,6 +94,15 @@ def copy_atomic(source: str | Path, path: str | Path) -> None:
             offset += len(chunk)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, durably. Raises OutputError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with output_errors(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,12 +1,14 @@
 """The journal of an unfinished run: one line per finished shard, so that a killed run goes on where it stopped.
 
-The file is JSON lines: first `{"fingerprint": ..., "version": 1}`, then `{"shard": file name, "nbytes": ..., "tensors":
-{name: sha256}}`. A line counts once it is synced; a last line that a crash tore is dropped.
+The file is JSON lines: first `{"inputs": {name: hash or setting}, "version": 2}`, all that the output depends on, then
+`{"shard": file name, "nbytes": ..., "tensors": {name: sha256}}`. A line counts once it is synced; a last line that a crash
+tore is dropped.
 """
 
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,8 +17,9 @@ from bitbudget.checkpoint.atomic import output_errors, sync_folder
 from bitbudget.errors import OutputError
 
 JOURNAL_NAME = "journal.jsonl"
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 CLOSED = -1
+SHOWN = 60  # characters of a value that a message shows: longer ones are hashes and lists
 
 
 class Journal:
@@ -33,11 +36,12 @@ class Journal:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, folder: str | Path, fingerprint: str) -> "Journal":
+    def open(cls, folder: str | Path, inputs: Mapping[str, str]) -> "Journal":
         """The journal of `folder`, fresh if there is none, else resumed.
 
+        inputs: what the output depends on, by names that a person understands; settings as short texts, the rest as hashes.
         A shard whose file is gone or has another length no longer counts as finished. Raises OutputError if the journal
-        belongs to another fingerprint or version, is damaged, is held by another process, or cannot be written.
+        belongs to other inputs or another version, is damaged, is held by another process, or cannot be written.
         """
         folder = Path(folder)
         path = folder / JOURNAL_NAME
@@ -47,11 +51,30 @@ class Journal:
         try:
             with output_errors(path, 0):
                 journal._lock()
-                journal._resume(fingerprint)
+                journal._resume(inputs)
         except BaseException:
             journal.close()
             raise
         return journal
+
+    @classmethod
+    def inputs_of(cls, folder: str | Path) -> dict[str, str] | None:
+        """What the unfinished run in `folder` depends on; None where there is none, or not yet a whole line of one.
+
+        Raises OutputError if the journal is damaged, of another version, or cannot be read.
+        """
+        path = Path(folder) / JOURNAL_NAME
+        with output_errors(path, 0):
+            content = path.read_bytes() if path.is_file() else b""
+        records, _ = _parse(path, content)
+        return _first(path, records[0]) if records else None
+
+    @classmethod
+    def discard(cls, folder: str | Path) -> None:
+        """Removes what a complete run could not remove itself. Raises OutputError if another process holds it."""
+        inputs = cls.inputs_of(folder)
+        with cls.open(folder, inputs or {}) as journal:
+            journal.close_and_remove()
 
     def record(self, shard: str, tensor_hashes: dict[str, str]) -> None:
         """Notes a shard whose file is complete; the note is durable when this returns. Raises OutputError."""
@@ -92,16 +115,16 @@ class Journal:
                 "for it, stop it, or choose another folder with -o."
             ) from error
 
-    def _resume(self, fingerprint: str) -> None:
+    def _resume(self, inputs: Mapping[str, str]) -> None:
         content = self.path.read_bytes()
         records, good = _parse(self.path, content)
         if good < len(content):
             os.ftruncate(self._descriptor, good)
         if not records:
-            self._append({"fingerprint": fingerprint, "version": JOURNAL_VERSION})
+            self._append({"inputs": dict(inputs), "version": JOURNAL_VERSION})
             sync_folder(self.folder)
             return
-        self._check_first(records[0], fingerprint)
+        refuse_other_run(self.folder, _first(self.path, records[0]), inputs)
         for number, record in enumerate(records[1:], 2):
             shard, nbytes, hashes = (record.get(key) for key in ("shard", "nbytes", "tensors"))
             if not isinstance(shard, str) or not isinstance(hashes, dict):
@@ -110,27 +133,50 @@ class Journal:
             if file.is_file() and file.stat().st_size == nbytes:
                 self.finished[shard] = hashes
 
-    def _check_first(self, record: dict[str, Any], fingerprint: str) -> None:
-        if "fingerprint" not in record or "version" not in record:
-            raise _damaged(self.path, 1)
-        if record["version"] != JOURNAL_VERSION:
-            raise OutputError(
-                f"{self.path} has version {record['version']}, this program writes version {JOURNAL_VERSION}. Continue "
-                "with the program that began the run, or choose another folder with -o."
-            )
-        if record["fingerprint"] != fingerprint:
-            raise OutputError(
-                f"{self.folder} holds an unfinished run of another model, text or setting (the journal keeps only a "
-                "fingerprint of them all, so it cannot say which differs). Give the same command again to continue "
-                "that run, or choose another folder with -o."
-            )
-
     def _append(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, sort_keys=True).encode() + b"\n"
         with output_errors(self.path, len(line)):
             while line:
                 line = line[os.write(self._descriptor, line) :]
             os.fsync(self._descriptor)
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """What differs between two runs, in words: settings with both values, hashes by name alone."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return [f"{name}{_values(there.get(name), here.get(name))}" for name in names]
+
+
+def refuse_other_run(folder: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise OutputError if the unfinished run in `folder` depends on other inputs than those given now."""
+    found = differences(there, here)
+    if found:
+        raise OutputError(
+            f"{folder} holds an unfinished run that differs from this one: {'; '.join(found)}. Give the same command with "
+            "the same inputs to continue that run, or choose another folder with -o."
+        )
+
+
+def _values(there: str | None, here: str | None) -> str:
+    shown = [value for value in (there, here) if value is not None]
+    if any(len(value) > SHOWN for value in shown):
+        return " (only there)" if here is None else " (only here)" if there is None else ""
+    return f" (there {there or 'none'}, here {here or 'none'})"
+
+
+def _first(path: Path, record: dict[str, Any]) -> dict[str, str]:
+    """The inputs that a journal's first line names."""
+    if "version" not in record:
+        raise _damaged(path, 1)
+    if record["version"] != JOURNAL_VERSION:
+        raise OutputError(
+            f"{path} has version {record['version']}, this program writes version {JOURNAL_VERSION}. Continue "
+            "with the program that began the run, or choose another folder with -o."
+        )
+    inputs = record.get("inputs")
+    if not isinstance(inputs, dict) or not all(isinstance(value, str) for value in inputs.values()):
+        raise _damaged(path, 1)
+    return inputs
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bitbudget.checkpoint.atomic import make_folder
 from bitbudget.checkpoint.write import Shard, ShardWriter
 from bitbudget.errors import InputError
 from bitbudget.storage.tensors import TensorSpec
@@ -14,7 +15,7 @@ from bitbudget.storage.tensors import TensorSpec
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors into one file that appears when it is complete. Raises OutputError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     specs = tuple(TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
     with ShardWriter(path.parent, Shard(path.name, specs)) as writer:
         for name, tensor in tensors.items():
@@ -26,4 +27,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Remove its folder; it will be measured again.") from error
+        raise InputError(f"{path} cannot be read ({error}). Remove that file; it will be measured again.") from error

@@ -127,7 +127,8 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
 ) -> None:
     """Store a model within a budget, by a plan, or by one choice, and verify the result.
 
-    Stopped at any time, the same command continues. Times are logged beside OUT, in OUT.run.jsonl.
+    Stopped at any time, the same command continues; when all is done, it ends at once.
+    Times are logged beside OUT, in OUT.run.jsonl.
     """
     named = {"memory": memory, "weights": weights, "disk": disk, "bits": bits, "code_bits": code_bits}
     asked = {name: value for name, value in named.items() if value is not None}
@@ -157,6 +158,8 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
                 trust_remote_code=trust_remote_code,
                 progress=log,
             )
+        if not log.worked:
+            running.note(f"{output} was finished by this command before. Nothing was done.")
         running.show(quantized(output, record), lambda: show_quantized(running.results, output, record))
         running.note(f'Try it: bitbudget run {output} "Once upon a time"')
 

@@ -24,8 +24,8 @@ WIDE = 5  # from this many bits on neither outliers, small groups nor a searched
 
 @dataclass(frozen=True)
 class LlmMq:
-    """bits (16: as it is), groups, outliers (shares in percent; "0" for none): their products are the choices of the blocks'
-    linears.
+    """bits (16: as it is), groups, ascending, and outliers (shares in percent; "0" for none) in the largest of them make the
+    choices of the blocks' linears.
 
     tables: choices of embedding and head. range: the rule for groups of fewer than 5 bits. score, labels: see `Recipe`.
     reference: the choice at which scales are searched.
@@ -89,7 +89,8 @@ class LlmMq:
             wide = bits >= WIDE
             for group in self.groups[-1:] if wide else self.groups:
                 dense = f"int{bits}:g{group}" + ("" if wide or self.range == "minmax" else f":range={self.range}")
-                shares = ("0",) if wide else self.outliers
+                # Small groups and outliers answer the same need: a few large weights in a group.
+                shares = ("0",) if wide or group < self.groups[-1] else self.outliers
                 found += [dense if share == "0" else f"{dense}+outliers:{share}" for share in shares]
         return found
 

@@ -1,6 +1,5 @@
 """The verbs of the library, with the words of the command line."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,22 @@ from bitbudget.allocation import Plan
 from bitbudget.calibration.split import split
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.data import DEMO_NAME, demo_model_folder, resolve_model
-from bitbudget.errors import InputError, VerificationError
+from bitbudget.errors import VerificationError
 from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
-from bitbudget.pipeline.by_budget import Options, Planned, plan_for, planned_from, writing_of
+from bitbudget.pipeline.by_budget import Options, Planned, plan_for
+from bitbudget.pipeline.job import KEPT, Job, refuse_typos
 from bitbudget.pipeline.measure import Measurement
-from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, uniform_plan
+from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES
 from bitbudget.pipeline.plans import read_plan
 from bitbudget.pipeline.progress import Progress, Run, Silent
-from bitbudget.pipeline.quantize import Writing, write_checkpoint, write_record
+from bitbudget.pipeline.quantize import write_checkpoint, write_record
+from bitbudget.pipeline.request import request_of
+from bitbudget.pipeline.standing import finished_before
 from bitbudget.pipeline.texts import Cut, open_text, sample, text_entry
 from bitbudget.pipeline.verify import EVALUATE_CUT, VERIFY_CUT, Verification, evaluate_folder, verify_folder
-from bitbudget.storage import Choice
 
-KEPT = "16bit"
 DEFAULT_OPTIONS = Options()
 
 
@@ -73,35 +73,32 @@ def quantize(
     model: a folder, a hub id, or "demo". how: a `Budget`; a `Plan` or the path of one; or a choice such as "int4:g128" for the
     linears of all blocks, with `embedding` and `head` beside it ("16bit" keeps a tensor as it is).
     text: plain text or JSONL to measure and verify on (default: the packaged books). Returns the record that bitbudget.json holds.
+    A run that was stopped goes on; of a finished one the record is returned at once, verified if it was not yet.
 
     Raises:
         InputError: the model, text, choice or plan cannot be used; nothing was written.
         BudgetError: no plan meets the budget; nothing was written.
-        OutputError: the folder or disk cannot take the result.
+        OutputError: the folder or disk cannot take the result, or the folder holds another command's.
         VerificationError: the finished folder does not hold what it promises.
     """
     run, output = Run(device, progress or Silent(), trust_remote_code), Path(output)
-    of_blocks = Choice.parse(how) if isinstance(how, str) else None
-    others = _parse(embedding), _parse(head)
+    refuse_typos(how, embedding, head)
     resolve_device(device)
     source = open_source(model, trust_remote_code)
     words = _Words.open(source, _path(text), run)
     if verify:  # too short a text is found now, not after the work
         words.check()
-    asked = replace(options, text=_path(text))
-    if of_blocks is not None:
-        made = uniform_plan(source, of_blocks, *others, max_shard_bytes)
-        refuse_idle(made.stored_choices, made.settings["choice"], [entry.note for entry in made.layers])
-        writing = Writing(made, source_name(model), words.entry)
-    elif isinstance(how, Budget):
-        writing = writing_of(plan_for(source, how, asked, max_shard_bytes, run), source_name(model), words.entry)
-    else:
-        given = how if isinstance(how, Plan) else read_plan(Path(how))
-        writing = writing_of(planned_from(source, given, asked, run), source_name(model), words.entry)
-    record = write_checkpoint(source, writing, output, run.progress)
-    if verify:
-        record = _verified(record, source, output, words.path, run)
-    return record
+    given = read_plan(how) if isinstance(how, Path) else how
+    job = Job(source, given, (embedding, head), replace(options, text=_path(text)), max_shard_bytes, run)
+    request = request_of(source, source_name(model), words.entry, device, job.settings())
+    record = finished_before(output, request, source) or _written(job, request, words, output)
+    done = not verify or record.get("verification", {}).get("passed")
+    return record if done else _verified(record, source, output, words.path, run)
+
+
+def _written(job: Job, request: dict[str, Any], words: "_Words", output: Path) -> dict[str, Any]:
+    writing = replace(job.writing(request["model"], words.entry), request=request)
+    return write_checkpoint(job.source, writing, output, job.run.progress)
 
 
 def _verified(
@@ -139,7 +136,8 @@ class _Words:
 
     def check(self) -> None:
         """Raise InputError where the verification would find the text too short."""
-        sample(self.text, self.parts.acceptance, self.tokenizer, self.source, VERIFY_CUT)
+        for part in (self.parts.acceptance, self.parts.evaluation):
+            sample(self.text, part, self.tokenizer, self.source, VERIFY_CUT)
 
 
 def _path(text: str | Path | None) -> Path | None:
@@ -187,10 +185,6 @@ def evaluate(
     return measured
 
 
-def _parse(word: str) -> Choice | None:
-    return None if word == KEPT else Choice.parse(word)
-
-
 def open_source(model: str | Path, trust_remote_code: bool = False) -> SourceModel:
     """The model that a user names: a folder, a hub id, or `demo`."""
     return SourceModel.open(resolve_model(str(model)), trust_remote_code=trust_remote_code)
@@ -201,17 +195,6 @@ def source_name(model: str | Path) -> str:
     if str(model) == DEMO_NAME:
         return demo_model_folder().name
     return Path(model).resolve().name if Path(model).is_dir() else str(model)
-
-
-def refuse_idle(stored: Mapping[str, Choice], choice: str, notes: list[str | None]) -> None:
-    """Raise InputError if every layer would stay as it is: that is a copy, not a checkpoint of ours."""
-    if not stored:
-        reasons = sorted({note for note in notes if note})
-        why = f" ({'; '.join(reasons)})" if reasons else ""
-        raise InputError(
-            f"With the choice {choice} every layer stays as it is{why}, so nothing would be quantized. "
-            "Give a choice such as int4:g128, or copy the model's folder."
-        )
 
 
 def require_passed(result: Verification, folder: Path) -> None:

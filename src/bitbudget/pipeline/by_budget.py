@@ -10,8 +10,9 @@ from bitbudget.methods import METHODS, LlmMq
 from bitbudget.methods.recipe import Recipe
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
-from bitbudget.pipeline.decide import decide, scaled_again
+from bitbudget.pipeline.decide import decide
 from bitbudget.pipeline.effort import Effort, effort_of
+from bitbudget.pipeline.judging import scaled_again
 from bitbudget.pipeline.memory import memory_promise
 from bitbudget.pipeline.offers import chosen, offers
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, PlannedLayer

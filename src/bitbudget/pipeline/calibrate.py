@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bitbudget.calibration.gram import GroupGram, gram_sum
 from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.checkpoint.atomic import make_folder
 from bitbudget.checkpoint.scratch import read_tensors, write_tensors
 from bitbudget.methods.recipe import Recipe
 from bitbudget.models.gradients import captured_inputs
@@ -28,6 +29,7 @@ from bitbudget.transforms.awq import Awq, search_block
 from bitbudget.transforms.fold import Fold
 from bitbudget.transforms.pairs import PairFinder
 
+CALIBRATED = "calibrated"  # the mark of a finished calibration
 HEAD_TOKENS = 2048  # from which the Gram matrix of the head's input is taken: its logits are computed on the way
 
 
@@ -62,6 +64,10 @@ class HiddenStates:
     def has(self, block: int) -> bool:
         return self.path(block).is_file()
 
+    def complete(self, blocks: int) -> bool:
+        """Whether all of them are there; a killed removal leaves some."""
+        return all(self.has(block) for block in range(blocks + 1))
+
     def save(self, block: int, hidden: Sequence[Tensor]) -> None:
         """hidden: [1, tokens, width] of every sequence."""
         write_tensors(self.path(block), {"hidden": torch.cat([state[0] for state in hidden]).cpu()})
@@ -90,33 +96,49 @@ def calibrate(
     stream: BlockStream,
     sequences: Sequence[TokenSequence],
     kept: HiddenStates,
-    settings: tuple[Recipe, int],
+    settings: tuple[Recipe, Awq],
     work: Work,
     progress: Progress,
 ) -> Calibration:
-    """The forward pass of the first wave, with everything that is measured once. settings: recipe, tokens of AWQ's search."""
-    recipe, awq_tokens = settings
+    """The forward pass of the first wave, with everything that is measured once. settings: recipe, AWQ's search."""
+    recipe, awq = settings
     states = _started(stream, sequences, kept)
-    search = ScaleSearch(stream, awq_tokens, _references(stream.source, recipe)) if recipe.scaling else None
+    search = ScaleSearch(stream, awq, _references(stream.source, recipe)) if recipe.scaling else None
     with stage(progress, "calibrate: inputs and scales, block by block", stream.block_count + 1) as running:
         for index in range(stream.block_count):
-            if not kept.has(index + 1):
+            if not kept.has(index + 1) or not all(path.is_file() for path in _measured(work, index)):
                 states.hidden, states.next_block = kept.load(index, stream.device), index
                 pass_block(stream, states, index, search, work)
                 kept.save(index + 1, states.hidden)
             running.advance(1)
-        if not work.path("grams", "head.safetensors").is_file():
+        if not _head(work).is_file():
             states.hidden = kept.load(stream.block_count, stream.device)
             _head_gram(stream, states, work)
         running.advance(1)
+    work.finish(CALIBRATED)
     return Calibration(work, read_fold(stream.source, work))
+
+
+def is_calibrated(work: Work, blocks: int) -> bool:
+    """Whether everything is there. A file that somebody removed is measured again, whatever the mark says."""
+    files = [path for index in range(blocks) for path in _measured(work, index)]
+    return work.path(CALIBRATED).is_file() and all(path.is_file() for path in (*files, _head(work)))
+
+
+def _measured(work: Work, index: int) -> tuple[Path, Path]:
+    """Files of a block: Gram matrices, scales."""
+    return work.path("grams", f"{index}.safetensors"), work.path("scales", f"{index}.safetensors")
+
+
+def _head(work: Work) -> Path:
+    return work.path("grams", "head.safetensors")
 
 
 def read_fold(source: SourceModel, work: Work) -> Fold:
     """The scales of all blocks together."""
     fold = Fold.none()
     for index in range(source.block_count):
-        fold = fold.then(Fold.load(work.path("scales", f"{index}.safetensors")))
+        fold = fold.then(Fold.load(_measured(work, index)[1]))
     return fold
 
 
@@ -129,16 +151,16 @@ def _references(source: SourceModel, recipe: Recipe) -> dict[str, Choice]:
 class ScaleSearch:
     """AWQ's search, block by block, at a choice for every layer."""
 
-    def __init__(self, stream: BlockStream, tokens: int, choices: Mapping[str, Choice]) -> None:
+    def __init__(self, stream: BlockStream, awq: Awq, choices: Mapping[str, Choice]) -> None:
         self._stream = stream
-        self._tokens = tokens
+        self._awq = awq
         self._choices = choices
         self._pairs = PairFinder(stream)
 
     def run(self, states: States, index: int) -> Fold:
         """The scales of a loaded block, whose original inputs `states` hold."""
         groups, _ = self._pairs.find(states, index)
-        fold, _ = search_block(Awq(tokens=self._tokens), self._stream, states, index, groups, self._quantized)
+        fold, _ = search_block(self._awq, self._stream, states, index, groups, self._quantized)
         return fold
 
     def _quantized(self, name: str, weight: Tensor) -> Tensor:
@@ -160,11 +182,10 @@ def pass_block(stream: BlockStream, states: States, index: int, search: ScaleSea
                 tokens += states.hidden[sequence].shape[1]
                 _add(sums, seen)
     stream.free()
-    write_tensors(
-        work.path("grams", f"{index}.safetensors"), {name: (total / tokens).cpu() for name, total in sums.items()}
-    )
-    work.path("scales").mkdir(exist_ok=True)
-    fold.save(work.path("scales", f"{index}.safetensors"))
+    grams, scales = _measured(work, index)
+    write_tensors(grams, {name: (total / tokens).cpu() for name, total in sums.items()})
+    make_folder(scales.parent)
+    fold.save(scales)
 
 
 def _add(sums: dict[str, Tensor], seen: Mapping[str, list[Tensor]]) -> None:
@@ -184,7 +205,7 @@ def _head_gram(stream: BlockStream, states: States, work: Work) -> None:
     head = next((layer for layer in stream.source.layers if layer.kind in ("head", "tied")), None)
     module = stream.model.get_output_embeddings()
     if head is None or module is None:
-        write_tensors(work.path("grams", "head.safetensors"), {})
+        write_tensors(_head(work), {})
         return
     sums: dict[str, Tensor] = {}
     tokens = 0
@@ -196,7 +217,7 @@ def _head_gram(stream: BlockStream, states: States, work: Work) -> None:
             tokens += hidden.shape[1]
             _add(sums, seen)
     stream.free()
-    write_tensors(work.path("grams", "head.safetensors"), {name: (total / tokens).cpu() for name, total in sums.items()})
+    write_tensors(_head(work), {name: (total / tokens).cpu() for name, total in sums.items()})
 
 
 def _started(stream: BlockStream, sequences: Sequence[TokenSequence], kept: HiddenStates) -> States:
@@ -208,16 +229,16 @@ def _started(stream: BlockStream, sequences: Sequence[TokenSequence], kept: Hidd
 
 
 def rescaled(
-    stream: BlockStream, sequences: Sequence[TokenSequence], tokens: int, layers: Sequence[PlannedLayer], progress: Progress
+    stream: BlockStream, sequences: Sequence[TokenSequence], awq: Awq, layers: Sequence[PlannedLayer], progress: Progress
 ) -> Fold:
-    """Scales searched once more, every layer at its own choice, on the first sequences with `tokens` tokens together."""
+    """Scales searched once more, every layer at its own choice, on the first sequences with AWQ's tokens together."""
     few, held = [], 0
     for sequence in sequences:
-        if held < tokens:
+        if held < awq.tokens:
             few.append(sequence)
             held += len(sequence.ids)
     states = stream.start([sequence.ids for sequence in few])
-    search = ScaleSearch(stream, tokens, {planned.layer.name: planned.choice for planned in layers})
+    search = ScaleSearch(stream, awq, {planned.layer.name: planned.choice for planned in layers})
     fold = Fold.none()
     with stage(progress, "scales once more, at the plan's widths", stream.block_count) as running:
         for index in range(stream.block_count):

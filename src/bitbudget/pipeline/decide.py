@@ -9,9 +9,9 @@ from typing import Any
 from bitbudget.allocation import Plan, ScoreTable, solve
 from bitbudget.allocation.plan import PlannedUnit
 from bitbudget.pipeline.budgets import DIMENSIONS
-from bitbudget.pipeline.calibrate import rescaled
 from bitbudget.pipeline.effort import WINDOW
-from bitbudget.pipeline.guard import Candidate, Judged, best, judge
+from bitbudget.pipeline.guard import Candidate, Judged, best
+from bitbudget.pipeline.judging import judged, scaled_again
 from bitbudget.pipeline.offers import Offer, chosen, costs, digits
 from bitbudget.pipeline.output import PlannedLayer
 from bitbudget.pipeline.planning import (
@@ -142,28 +142,22 @@ def _guarded(
     for rival in _distinct(plan, rivals.uniform(), rivals.hand()):
         candidates.append(Candidate(rival.name, chosen(planner.offers, rival.layers), first, rival.predicted))
         plans[rival.name] = rival.layers
-    judged = judge(source, candidates, text.sequences, (planner.device, planner.dtype), planner.run.progress)
-    winner = best(judged)
+    found_by_guard = judged(planner, candidates, text)
+    winner = best(found_by_guard)
     taken = next(candidate for candidate in candidates if candidate.name == winner.name)
     guard = {
         "text": text.to_dict() | {"name": planner.text.name},
         "tokens": text.tokens,
         "documents": len({sequence.document for sequence in text.sequences}),
         "winner": winner.name,
-        "candidates": [one.to_dict() for one in judged],
+        "candidates": [one.to_dict() for one in found_by_guard],
     }
     settings = settings_of(planner, asked, measured.sequences) | {
         "scales": SCALES.get(winner.name, SCALES[PLAN]),
         "guard": winner.name,
     }
-    decided = _of_winner(plan, table, plans[winner.name], judged, winner)
+    decided = _of_winner(plan, table, plans[winner.name], found_by_guard, winner)
     return Decided(replace(decided, settings=settings), taken.layers, taken.preparation, guard, table)
-
-
-def scaled_again(planner: Planner, layers: Sequence[PlannedLayer]) -> Fold:
-    """AWQ's scales, searched once more with every layer at its own choice."""
-    tokens = planner.settings.effort.scaling_tokens
-    return rescaled(planner.stream(), planner.sequences, tokens, layers, planner.run.progress)
 
 
 def _distinct(plan: Plan, *rivals: Rival | None) -> list[Rival]:

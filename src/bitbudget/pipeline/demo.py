@@ -1,9 +1,10 @@
-"""The whole story on the packaged model: forecast, quantize by six widths, verify each, compare."""
+"""The whole story on the packaged model: one budget in, one verified checkpoint out, beside what one width for all layers gives."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,16 +12,21 @@ import torch
 from bitbudget.data import DEMO_NAME
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.api import open_source, quantize
+from bitbudget.pipeline.budgets import Budget
+from bitbudget.pipeline.by_budget import Options
 from bitbudget.pipeline.output import OutputPlan, uniform_plan
 from bitbudget.pipeline.progress import Progress, Silent
 from bitbudget.storage import Choice
 
-DEMO_CHOICES = tuple(f"int{bits}:g128" for bits in (8, 6, 5, 4, 3, 2))
+DEMO_BUDGET = 2_500_000  # bytes; the original has 11.5 million
+DEMO_CHOICES = tuple(f"int{bits}:g128" for bits in (4, 3, 2))
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One checkpoint. measurement: as in its bitbudget.json; forecast_bytes: known before anything was written."""
+    """One checkpoint. measurement: as in its bitbudget.json; forecast_bytes: known before anything was written, of a plan its
+    budget.
+    """
 
     choice: str
     folder: Path
@@ -42,33 +48,60 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class Demo:
-    """The original and what became of it; no times or paths, so that two runs give the same."""
+    """The original and what became of it; no times or paths, so that two runs give the same. guard: as recorded with the plan,
+    whose checkpoint is the last row.
+    """
 
     original: DemoRow
     rows: tuple[DemoRow, ...]
+    guard: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         measured = self.original.measurement
         return {
             "original": self.original.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
+            "guard": self.guard,
             "text": {name: measured[name] for name in ("tokens", "documents", "window", "stride")},
         }
 
 
 def run_demo(
-    output: Path, choices: tuple[str, ...] = DEMO_CHOICES, device: str = "auto", progress: Progress | None = None
+    output: Path,
+    choices: tuple[str, ...] = DEMO_CHOICES,
+    budget: int | None = DEMO_BUDGET,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> Demo:
-    """Quantize the packaged model by each choice into folders below `output` and verify them.
+    """Quantize the packaged model by each choice, then within a budget in bytes, into folders below `output`, and verify them.
 
     Raises:
+        BudgetError: the budget cannot be met.
         OutputError: a folder is in the way or cannot be written.
         VerificationError: a checkpoint does not hold what it promises.
     """
-    source = open_source(DEMO_NAME)
+    source, told = open_source(DEMO_NAME), progress or Silent()
+    guard = None
     with one_thread():
-        rows = tuple(_row(source, choice, output, device, progress or Silent()) for choice in choices)
-    return Demo(_original(source, rows[0]), rows)
+        rows = [_row(source, choice, output, device, told) for choice in choices]
+        if budget is not None:
+            row, guard = _budget_row(budget, output, device, told)
+            rows.append(row)
+    return Demo(_original(source, rows[0]), tuple(rows), guard)
+
+
+def _budget_row(budget: int, output: Path, device: str, progress: Progress) -> tuple[DemoRow, dict[str, Any]]:
+    """The checkpoint of the plan for a budget. Measured afresh: nothing of an earlier run is used."""
+    name = f"{budget:,} bytes"
+    with TemporaryDirectory(prefix="bitbudget-demo-cache-") as cache:
+        options = Options(effort="fast", cache=Path(cache))
+        folder = output / f"{budget}-bytes"
+        told = _Named(progress, name)
+        record = quantize(DEMO_NAME, Budget(weights=budget), folder, options=options, device=device, progress=told)
+    made = record["output"]
+    assert made["weights_bytes"] <= budget, "verification checks this too"
+    measured = record["verification"]["measurement"]
+    return DemoRow(name, folder, made["stored_bits"], budget, made["weights_bytes"], measured), record["guard"]
 
 
 def _row(source: SourceModel, choice: str, output: Path, device: str, progress: Progress) -> DemoRow:

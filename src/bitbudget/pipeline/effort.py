@@ -13,7 +13,8 @@ WINDOW = 512  # tokens of a calibration sequence
 class Effort:
     """first, most: calibration sequences at the start and at the most; they double until two halves agree on the plan.
 
-    scaling_tokens: of AWQ's search. guard_tokens: of the acceptance text. again: whether scales are searched once more at the
+    scaling_tokens: of AWQ's search; scaling_grid: exponents that it tries.
+    guard_tokens: of the acceptance text. again: whether scales are searched once more at the
     chosen widths.
     """
 
@@ -21,12 +22,13 @@ class Effort:
     first: int = 16
     most: int = 16
     scaling_tokens: int = 1024
+    scaling_grid: int = 20
     guard_tokens: int = 4096
     again: bool = False
 
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType({
-    "fast": Effort("fast"),
+    "fast": Effort("fast", scaling_grid=10),
     "normal": Effort("normal", most=128, scaling_tokens=2048, guard_tokens=8192, again=True),
     "best": Effort("best", first=128, most=128, scaling_tokens=8192, guard_tokens=32768, again=True),
 })  # fmt: skip

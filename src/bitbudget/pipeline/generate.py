@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, TextStreamer
 
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.errors import InputError
-from bitbudget.pipeline.memory import PROMPT_CHUNK
+from bitbudget.pipeline.cache import reserved_cache
+from bitbudget.pipeline.memory import PROMPT_CHUNK, cache_name
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def generate(
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=new_tokens,
             streamer=_Pieces(tokenizer.encoder, keep),
-            **_in_chunks(len(ids)),
+            **_cached(model, len(ids), context),
             **_no_padding(model),
             **sampling.to_generate(),
         )
@@ -134,9 +135,13 @@ def _room(context: int, prompt_tokens: int) -> int:
     return context - prompt_tokens
 
 
-def _in_chunks(prompt_tokens: int) -> dict[str, Any]:
-    """A long prompt goes in piece by piece, so that what is computed at once stays small."""
-    return {"prefill_chunk_size": PROMPT_CHUNK} if prompt_tokens > PROMPT_CHUNK else {}
+def _cached(model: PreTrainedModel, prompt_tokens: int, context: int) -> dict[str, Any]:
+    """The cache; a long prompt goes in piece by piece, so that what is computed at once stays small."""
+    cache = reserved_cache(model.config, context, min(PROMPT_CHUNK, context))
+    if cache is None:  # transformers makes one that fits the model
+        return {}
+    chunks = {"prefill_chunk_size": PROMPT_CHUNK} if prompt_tokens > PROMPT_CHUNK else {}
+    return {cache_name(model): cache, **chunks}
 
 
 def _no_padding(model: PreTrainedModel) -> dict[str, Any]:

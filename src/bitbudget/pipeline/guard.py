@@ -4,7 +4,6 @@ used. Original and candidates go through the blocks side by side; no logits are 
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +60,19 @@ def judge(
     progress: Progress,
 ) -> tuple[Judged, ...]:
     """KL of every candidate from the original, in nats per token, all on the same text, in the order given."""
+    documents = by_document(source, candidates, sequences, where, progress)
+    first = documents[candidates[0].name]
+    return tuple(_judged(candidate, documents[candidate.name], first) for candidate in candidates)
+
+
+def by_document(
+    source: SourceModel,
+    candidates: Sequence[Candidate],
+    sequences: Sequence[TokenSequence],
+    where: tuple[torch.device, torch.dtype],
+    progress: Progress,
+) -> dict[str, dict[int, Sums]]:
+    """Candidate -> document -> what was measured there."""
     original = BlockStream(source, CheckpointWeights(source.checkpoint), *where)
     tables: dict[str, Fitted] = {}
     streams = {
@@ -70,11 +82,11 @@ def judge(
     heads = {candidate.name: _head(candidate) for candidate in candidates}
     for wave in waves_of(sequences, original):
         every = {"": original, **streams}
-        states = _through_blocks(every, wave, progress)
+        states = {name: stream.start([sequence.ids for sequence in wave]) for name, stream in every.items()}
         tables.clear()
+        _through_blocks(every, states, progress)
         _compare(every, heads, states, wave, documents, progress)
-    first = documents[candidates[0].name]
-    return tuple(_judged(candidate, documents[candidate.name], first) for candidate in candidates)
+    return documents
 
 
 def best(judged: Sequence[Judged]) -> Judged:
@@ -93,17 +105,14 @@ def _head(candidate: Candidate) -> str:
 
 
 def _through_blocks(
-    streams: Mapping[str, BlockStream], wave: Sequence[TokenSequence], progress: Progress
-) -> dict[str, States]:
-    ids = [sequence.ids for sequence in wave]
-    states = {name: stream.start(ids) for name, stream in streams.items()}
+    streams: Mapping[str, BlockStream], states: Mapping[str, States], progress: Progress
+) -> None:
     blocks = next(iter(streams.values())).block_count
     with stage(progress, f"guard: {len(streams) - 1} candidates beside the original, block by block", blocks) as running:
         for index in range(blocks):
             for name, stream in streams.items():
                 stream.run_block(index, states[name])
             running.advance(1)
-    return states
 
 
 def _compare(
@@ -114,20 +123,22 @@ def _compare(
     documents: Mapping[str, dict[int, Sums]],
     progress: Progress,
 ) -> None:
-    """Final norm and head, a sequence at a time; they are loaded once for all candidates with the same head."""
-    sharing: dict[str, BlockStream] = {}
+    """Final norm and head, a sequence at a time. One head is in memory beside the original's, for all candidates that have it."""
+    sharing: dict[str, list[str]] = defaultdict(list)
     for name, head in heads.items():
-        sharing.setdefault(head, streams[name])
-    with ExitStack() as stack, stage(progress, "guard: compare", len(wave)) as running, torch.no_grad():
-        for stream in (streams[""], *sharing.values()):
-            stack.callback(stream.free)
-        for number, sequence in enumerate(wave):
-            expected = streams[""].finish(states[""], number)
-            for name, head in heads.items():
-                logits = sharing[head].finish(states[name], number)
-                add_window(documents[name][sequence.document], sequence, logits, expected)
-                del logits
-            running.advance(1)
+        sharing[head].append(name)
+    original = streams[""]
+    with stage(progress, "guard: compare", len(sharing) * len(wave)) as running, torch.no_grad():
+        for names in sharing.values():
+            for number, sequence in enumerate(wave):
+                expected = original.finish(states[""], number)
+                for name in names:
+                    logits = streams[names[0]].finish(states[name], number)
+                    add_window(documents[name][sequence.document], sequence, logits, expected)
+                    del logits
+                running.advance(1)
+            streams[names[0]].free()
+        original.free()
 
 
 def _judged(candidate: Candidate, own: Mapping[int, Sums], first: Mapping[int, Sums]) -> Judged:

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from bitbudget.errors import InputError
 from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.cache import reserved_cache
 from bitbudget.pipeline.cache_size import kv_cache
-from bitbudget.pipeline.heap import LARGE_BYTES
+from bitbudget.pipeline.heap import LARGE_BYTES, TRIM_BYTES
 from bitbudget.pipeline.live import LiveBytes
 from bitbudget.storage.parts import DECODED_AT_ONCE
 from bitbudget.storage.stored import TILE_BYTES
@@ -32,7 +33,8 @@ DECODING_BYTES = 28  # a weight of a few rows: the sum, the part, scale and zero
 SAMPLING_COPIES = 8  # of one position's logits in fp32: scores, their probabilities, sorted ones with their order
 # Of fused attention on the CPU: a tile of scores in fp32 and one in the values' dtype, and rows of results, a thread.
 ATTENTION_TILE = (64, 512)
-LIBRARIES_BYTES = 8 << 20  # what torch's libraries make at their first products, and the objects of the model
+LIBRARIES_BYTES = 14 << 20  # what torch's libraries make at their first products
+OBJECTS_BYTES = 16 << 10  # Python's objects of a layer
 HEAP_HOLES = 4  # between small tensors of changing sizes; a share of 1/4 of them
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MULTIPLICATIONS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
@@ -93,27 +95,37 @@ def memory_promise(
             f"The key-value cache of {source.folder} is not known, so no memory can be promised: {cache.unknown}."
         )
     chunk = min(PROMPT_CHUNK, cache.context)
-    scale, live = _traced(source, dtype, cache.context, chunk, device)
+    found = _traced(source, dtype, cache.context, chunk, device)
     own = cache if cache.dtype == NAMES[dtype] else kv_cache(source, cache.context, NAMES[dtype])
-    activations = max(scale * live.peak.total - (own.nbytes or 0), _sampling(source))
-    holes = scale * live.peak_within.small // HEAP_HOLES
+    activations = max(found.held - (own.nbytes or 0), _sampling(source))
     return MemoryPromise(
         context=cache.context,
         chunk=chunk,
         kv_dtype=cache.dtype,
         kv_cache=cache.nbytes,
         activations=activations + _computed_buffers(source) + _converted(source, dtype),
-        workspace=scale * (live.peak_within.total - live.peak.total) + holes + LIBRARIES_BYTES,
+        workspace=found.within - found.held + _process(source, found),
         reserve=(0 if device.type == "cpu" else CUDA_RESERVE) if reserve is None else reserve,
     )
 
 
-def _traced(
-    source: SourceModel, dtype: torch.dtype, context: int, chunk: int, device: torch.device
-) -> tuple[int, LiveBytes]:
-    """What a forward of the last chunk holds, the cache included, to be taken so many times."""
+@dataclass(frozen=True)
+class Traced:
+    """Most bytes in a forward of the last chunk, the cache included: of the tensors of the model's own code, and
+    together with what operations take; and of small tensors that come and go.
+    """
+
+    held: int
+    within: int
+    changing_small: int
+
+    def __mul__(self, factor: int) -> "Traced":
+        return Traced(factor * self.held, factor * self.within, factor * self.changing_small)
+
+
+def _traced(source: SourceModel, dtype: torch.dtype, context: int, chunk: int, device: torch.device) -> Traced:
     try:
-        return 1, _trace(source.skeleton(dtype), context, chunk, device)
+        return _trace(source.skeleton(dtype), context, chunk, device)
     # A model's forward raises whatever it likes on tensors without values. Grouped products of experts know no shapes
     # for fp32, and half the width has at least half the bytes.
     except Exception as error:
@@ -123,29 +135,36 @@ def _traced(
                 f"The forward pass of {source.folder} could not be asked what it holds, so no memory can be promised: "
                 f"{reason}."
             ) from error
-    return 2, _trace(source.skeleton(torch.bfloat16), context, chunk, device)
+    return _traced(source, torch.bfloat16, context, chunk, device) * 2
 
 
-def _trace(model: PreTrainedModel, context: int, chunk: int, device: torch.device) -> LiveBytes:
+def _trace(model: PreTrainedModel, context: int, chunk: int, device: torch.device) -> Traced:
     model = model.to("meta")
     weights = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
     known = (*model.parameters(), *model.buffers())
     live = LiveBytes(known, lambda *call: _within(weights, *call), LARGE_BYTES)
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with torch.no_grad(), torch.device("meta"), live, FusedAttention(device):
-        cache = None
+        cache = reserved_cache(model.config, context, chunk)
+        if cache is None:
+            raise ValueError("some of its blocks keep more than the keys and values of all or of the last tokens")
         if context > chunk:
-            cache = _forward(model, context - chunk, None, keep)
+            _forward(model, context - chunk, cache, keep)
             live.forget_peaks()
         _forward(model, chunk, cache, keep)
-    return live
+    kept = [tensor.untyped_storage().nbytes() for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    small = sum(nbytes for nbytes in kept if nbytes < LARGE_BYTES)
+    return Traced(live.peak.total, live.peak_within.total, live.peak_within.small - small)
 
 
-def _forward(model: PreTrainedModel, tokens: int, cache: Any, keep: dict[str, int]) -> Any:
-    """The cache after these tokens; older versions of transformers have another name for it."""
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+def _forward(model: PreTrainedModel, tokens: int, cache: Any, keep: dict[str, int]) -> None:
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    return model(input_ids=ids, use_cache=True, **{name: cache}, **keep)[name]
+    model(input_ids=ids, use_cache=True, **{cache_name(model): cache}, **keep)
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What this version of transformers calls the cache."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _within(weights: set[int], operation: Any, arguments: tuple[Any, ...]) -> tuple[int, ...]:
@@ -183,6 +202,12 @@ def _decoding(rows: int, columns: int) -> tuple[int, ...]:
     """A few rows while they are decoded, and the numbers of all rows."""
     weights = min(rows * columns, max(columns, DECODED_AT_ONCE))
     return 16 * rows, *[weights] * DECODING_BYTES
+
+
+def _process(source: SourceModel, found: Traced) -> int:
+    """What a process takes for these tensors beside them."""
+    heap = found.changing_small // HEAP_HOLES + TRIM_BYTES
+    return heap + LIBRARIES_BYTES + OBJECTS_BYTES * len(source.layers)
 
 
 def _sampling(source: SourceModel) -> int:

@@ -13,7 +13,6 @@ from bitbudget.pipeline.output import PlannedLayer, plan_layer
 from bitbudget.storage import Choice, TensorSpec
 
 KEPT = "16bit"
-INDEX_LINE = 8 + len('": "model-00000-of-00000.safetensors",')  # of an index, besides a tensor's name
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def costs(planned: PlannedLayer, file_digits: int) -> tuple[int, ...]:
 
 
 def disk_constant(source: SourceModel, max_shard_bytes: int) -> int:
-    """Bytes of the files besides the layers, at the most: tensors written as they are, headers' frames, the index's frame."""
+    """Bytes of the files besides the layers: tensors written as they are, headers' frames. An index is not counted."""
     kept = [entry.tensor for entry in source.passthrough if not entry.duplicate_of]
     infos = [source.checkpoint.tensors[name] for name in kept]
     total = sum(info.nbytes for info in source.checkpoint.tensors.values())
@@ -70,11 +69,10 @@ def disk_constant(source: SourceModel, max_shard_bytes: int) -> int:
 
 
 def _named(specs: Sequence[TensorSpec], digits: int) -> int:
-    """Most bytes that naming these tensors takes in a header and an index, with offsets of so many digits."""
+    """Most bytes that naming these tensors takes in a header, with offsets of so many digits."""
     entry = len(json.dumps({"dtype": "BF16", "shape": [], "data_offsets": []}, separators=(",", ":"))) + 2 * digits + 5
     return sum(
-        2 * len(json.dumps(spec.name, ensure_ascii=False).encode()) + entry + len(str(list(spec.shape))) + INDEX_LINE
-        for spec in specs
+        len(json.dumps(spec.name, ensure_ascii=False).encode()) + entry + len(str(list(spec.shape))) for spec in specs
     )
 
 

@@ -5,7 +5,6 @@ work folder, so another budget only solves.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from bitbudget.calibration.split import split
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.calibration.tokens import TokenSequence
 from bitbudget.calibration.tokens import fingerprint as tokens_fingerprint
-from bitbudget.errors import BudgetError, InputError
+from bitbudget.errors import BudgetError
 from bitbudget.methods import Recipe
 from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights
 from bitbudget.pipeline.budgets import DIMENSIONS, DISK, Budget, limits
-from bitbudget.pipeline.calibrate import Calibration, HiddenStates, calibrate, forward_wave, read_fold
+from bitbudget.pipeline.calibrate import Calibration, HiddenStates, calibrate, forward_wave, is_calibrated, read_fold
 from bitbudget.pipeline.effort import WINDOW, Effort
 from bitbudget.pipeline.offers import Offer, chosen, costs, digits, disk_constant, offers
 from bitbudget.pipeline.output import OutputPlan, PlannedLayer, shards_of
@@ -29,11 +28,14 @@ from bitbudget.pipeline.scores import Scoring, Wave
 from bitbudget.pipeline.table import Measured
 from bitbudget.pipeline.texts import Cut, open_text, sample
 from bitbudget.pipeline.versions import versions
-from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_identity, tensor_headers
+from bitbudget.pipeline.waves import sequence_bytes, wave_sequences
+from bitbudget.pipeline.work import Work, cache_folder, fingerprint, source_hashes, source_identity
+from bitbudget.transforms.awq import Awq
 from bitbudget.transforms.fold import FoldedWeights
 
 AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
 SCRATCH_BYTES = 32 << 30
+DISK_ROUNDS = 12  # of moving the limit of the disk; two or three are enough nearly always
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Planner:
         return {
             "source": source_identity(self.source),
             "sequences": tokens_fingerprint(self.sequences[: self._first]),
-            "scaling": [recipe.scaling, recipe.reference, effort.scaling_tokens] if recipe.scaling else [],
+            "scaling": [recipe.reference, effort.scaling_tokens, effort.scaling_grid] if recipe.scaling else [],
             "compute": [self.device.type, str(self.dtype)],
             "versions": versions(),
         }
@@ -87,21 +89,18 @@ class Planner:
         return Work.open(self.settings.cache or cache_folder(), self.inputs)
 
     @property
+    def awq(self) -> Awq:
+        """The search of scales at this effort."""
+        return Awq(grid=self.settings.effort.scaling_grid, tokens=self.settings.effort.scaling_tokens)
+
+    @property
     def _first(self) -> int:
         """Sequences of the first wave, within what the scratch limit allows."""
         return min(self.settings.effort.first, self._wave_sequences, len(self.sequences))
 
     @property
     def _wave_sequences(self) -> int:
-        """Sequences whose hidden states at all blocks stay within the scratch limit."""
-        width = self.source.model.get_input_embeddings().embedding_dim * self.dtype.itemsize
-        held = (self.source.block_count + 3) * WINDOW * width
-        if self.settings.scratch_bytes < held:
-            raise InputError(
-                f"The scratch limit of {self.settings.scratch_bytes:,} bytes is too small: hidden states of one sequence of "
-                f"{WINDOW} tokens take {held:,} bytes at all blocks together."
-            )
-        return self.settings.scratch_bytes // held
+        return wave_sequences(self.source, self.settings.scratch_bytes, self.dtype)
 
     @cached_property
     def score_folder(self) -> str:
@@ -136,38 +135,46 @@ class Planner:
         return found
 
     def _hidden(self, wave: Wave) -> HiddenStates:
-        return HiddenStates(self.work.path("hidden", wave.name), [len(own.ids) for own in wave.sequences])
+        return HiddenStates(self.work.path("hidden", wave.folder), [len(own.ids) for own in wave.sequences])
 
     def _calibration(self) -> Calibration:
-        if self.work.path("calibrated").is_file():
+        if is_calibrated(self.work, self.source.block_count):
             return Calibration(self.work, read_fold(self.source, self.work))
         wave = self._waves(self._first)[0]
-        settings = self.settings.recipe, self.settings.effort.scaling_tokens
-        found = calibrate(self.stream(), wave.sequences, self._hidden(wave), settings, self.work, self.run.progress)
-        self.work.path("calibrated").touch()
-        return found
+        settings = self.settings.recipe, self.awq
+        self._require_space(wave)
+        return calibrate(self.stream(), wave.sequences, self._hidden(wave), settings, self.work, self.run.progress)
 
     def _score(self, wave: Wave, scoring: Scoring) -> None:
-        done = self.work.path("scores", self.score_folder, wave.name, "done")
-        if done.is_file():
-            return
-        hidden = self._hidden(wave)
-        if not hidden.has(self.source.block_count):
-            forward_wave(self.stream(), wave.sequences, hidden, self.run.progress, f"forward, sequences {wave.name}")
-        scoring.run(wave, hidden, self.run.progress)
-        done.touch()
-        self.work.remove("gradients", self.score_folder, wave.name)
-        self.work.remove("hidden", wave.name)
+        if not scoring.finished(wave):
+            hidden = self._hidden(wave)
+            self._require_space(wave)
+            if not hidden.complete(self.source.block_count):
+                forward_wave(self.stream(), wave.sequences, hidden, self.run.progress, f"forward, sequences {wave.name}")
+            scoring.run(wave, hidden, self.run.progress)
+            scoring.finish(wave)
+        # A run that was killed behind its mark has left them.
+        scoring.forget(wave)
+        self.work.remove("hidden", wave.folder)
+
+    def _require_space(self, wave: Wave) -> None:
+        """For what is still to be written of the hidden states and gradients of a wave."""
+        folders = self.work.path("hidden", wave.folder), self.work.path("gradients", self.score_folder, wave.folder)
+        held = sum(path.stat().st_size for folder in folders for path in folder.glob("*"))
+        needed = len(wave.sequences) * sequence_bytes(self.source, self.dtype) - held
+        self.work.require_space(needed, f"Hidden states and gradients of {len(wave.sequences)} sequences")
 
     def hashes(self) -> dict[str, str]:
         """What a plan depends on, by hash. The weights by their headers; the checkpoint's record has the hash of every tensor."""
-        config = sha256((self.source.folder / "config.json").read_bytes()).hexdigest()
-        return {"config": config, "tensors": fingerprint(tensor_headers(self.source)), "text": self.text.sha256}
+        return {**source_hashes(self.source), "text": self.text.sha256}
 
     def calibration(self) -> Calibration:
         """What was measured once; measured now if it is missing."""
         with self.work.held():
-            return self._calibration()
+            found = self._calibration()
+            # Nothing is scored from here; a run that scores and finds them gone makes them again.
+            self.work.remove("hidden")
+            return found
 
 
 @dataclass(frozen=True)
@@ -213,27 +220,27 @@ def restricted(table: ScoreTable, every: Sequence[Offer]) -> ScoreTable:
 
 
 def solved(table: ScoreTable, asked: Question, source: SourceModel, every: Sequence[Offer]) -> Plan:
-    """The plan of least predicted loss. Bytes that the solver set aside for file headers and did not need are given back.
+    """The plan of least predicted loss. What the files really take is known with the plan only (lengths of names and numbers in
+    headers, an index), so a limit of the disk is moved by what was over- or underestimated until nothing changes.
 
     Raises:
         BudgetError: no plan fits.
     """
-    limit = asked.solver_limit
-    plan = _solved(table, limit, asked)
-    most = asked.limit[DISK]
-    for _ in range(8):
-        if most is None:
-            break
+    limit, most = asked.solver_limit, asked.limit[DISK]
+    if most is None:
+        return _solved(table, limit, asked)
+    best: Plan | None = None
+    tried: set[int | None] = set()
+    while limit[DISK] not in tried and len(tried) < DISK_ROUNDS:
+        tried.add(limit[DISK])
+        plan = _solved(table, limit, asked)
         spare = most - output_of(source, chosen(every, plan.layers), asked.max_shard_bytes, {}).disk_bytes
-        assert spare >= 0, "header sizes are bounded from above"
-        raised = {**limit, DISK: plan.costs[DISK] + spare}
-        again = _solved(table, raised, asked)
-        if again.layers == plan.layers:
-            break
-        if output_of(source, chosen(every, again.layers), asked.max_shard_bytes, {}).disk_bytes > most:
-            break
-        plan = again
-    return plan
+        if spare >= 0 and (best is None or (plan.loss or 0.0) <= (best.loss or 0.0)):
+            best = replace(plan, budgets={**plan.budgets, DISK: plan.costs[DISK] + spare})
+        limit = {**limit, DISK: (plan.costs[DISK] if spare >= 0 else (limit[DISK] or 0)) + spare}
+    if best is None:
+        raise BudgetError(f"The budget {asked.budget.to_dict()} cannot be met: the files' headers take the last bytes. Raise it.")
+    return best
 
 
 def _solved(table: ScoreTable, limit: Mapping[str, int | None], asked: Question) -> Plan:

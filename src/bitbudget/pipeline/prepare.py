@@ -79,6 +79,9 @@ class PlannedWeights:
         if key in self._tables:
             return self._tables[key]
         if tensor is None:
+            others = (made.weight for name, made in self._tables.items() if name.startswith(f"{planned.layer.name} "))
+            tensor = next(others, None)
+        if tensor is None:
             tensor = self._source.checkpoint.read(planned.layer.tensor)
         made = self._preparation.fitted(planned, tensor)
         if planned.layer.kind in ("embedding", "tied"):  # asked again for every sequence

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitbudget.allocation import Plan
-from bitbudget.checkpoint.journal import JOURNAL_NAME, Journal
+from bitbudget.checkpoint.journal import Journal
 from bitbudget.checkpoint.native import FORMAT_VERSION, NativeConfig
 from bitbudget.checkpoint.read import Checkpoint
 from bitbudget.checkpoint.write import Shard, ShardWriter, index_json, write_atomic
@@ -25,9 +25,10 @@ from bitbudget.pipeline.output import OutputPlan, PlannedLayer
 from bitbudget.pipeline.plans import decision
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Progress, stage
-from bitbudget.pipeline.record import RECORD_NAME
+from bitbudget.pipeline.record import RECORD_NAME, REQUEST, as_texts
+from bitbudget.pipeline.standing import refuse_occupied
 from bitbudget.pipeline.versions import versions
-from bitbudget.pipeline.work import fingerprint, source_identity
+from bitbudget.pipeline.work import fingerprint, source_files, source_hashes
 
 FINITE_PIECE = 2**22  # values looked at in one go
 
@@ -38,14 +39,7 @@ def prepare_output(output: Path, plan: OutputPlan) -> None:
     Raises:
         OutputError: something else is in it, it cannot be written, or the disk is too small.
     """
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"The output {output} is a file. Give a folder with -o.")
-    if output.is_dir() and any(output.iterdir()) and not (output / JOURNAL_NAME).is_file():
-        ours = " (a finished bitbudget checkpoint)" if (output / RECORD_NAME).is_file() else ""
-        raise OutputError(
-            f"The output folder {output} is not empty{ours} and holds no unfinished run of bitbudget. Nothing was changed. "
-            "Give another folder with -o, or remove this one first."
-        )
+    refuse_occupied(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,7 +60,8 @@ class Writing:
     """What is written and what the record says of it.
 
     name: what the record calls the source; text: the text's entry; preparation: what is done to weights before they are
-    rounded; decision: the plan that was solved (None: choices that the user named); extra: further entries of the record.
+    rounded; decision: the plan that was solved (None: choices that the user named); extra: further entries of the record;
+    request: settings by which the same command is known again (see `pipeline.request`).
     """
 
     plan: OutputPlan
@@ -75,6 +70,7 @@ class Writing:
     preparation: Preparation = field(default_factory=Preparation)
     decision: Plan | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(source: SourceModel, writing: Writing, output: Path, progress: Progress) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def write_checkpoint(source: SourceModel, writing: Writing, output: Path, progre
     plan = writing.plan
     prepare_output(output, plan)
     hashes: dict[str, str] = {}
-    with Journal.open(output, fingerprint(run_inputs(source, writing))) as journal:
+    with Journal.open(output, run_inputs(source, writing)) as journal:
         with stage(progress, "quantize", _bytes(source, plan.shards, plan)) as running:
             for shard in plan.shards:
                 if shard.filename not in journal.finished:
@@ -158,14 +154,19 @@ def _refuse_not_finite(source: SourceModel, name: str, tensor: Tensor) -> None:
     )
 
 
-def run_inputs(source: SourceModel, writing: Writing) -> dict[str, Any]:
-    """Everything that the output depends on: weights by header, size and modification time, plan, scales, text, versions."""
+def run_inputs(source: SourceModel, writing: Writing) -> dict[str, str]:
+    """Everything that the output depends on, by name: the request, weights by header, size and modification time, what is
+    written, scales, text, versions.
+    """
     return {
-        "source": source_identity(source),
-        "plan": writing.plan.to_dict(),
+        **as_texts(writing.request),
+        **source_hashes(source),
+        **source_files(source),
+        "text": writing.text["sha256"],
+        "text's name": writing.text["name"],
+        "output": fingerprint(writing.plan.to_dict()),
         "scales": writing.preparation.fold.fingerprint,
-        "text": writing.text,
-        "versions": versions(),
+        **{f"version of {package}": number for package, number in versions().items()},
     }
 
 
@@ -189,6 +190,7 @@ def _finish(source: SourceModel, writing: Writing, output: Path, hashes: dict[st
         "plan": (writing.decision or decision(plan, inputs)).to_dict(),
         "output": plan.to_dict() | {"scaled": {name: why for name, why in changed.items() if name not in stored}},
         "text": writing.text,
+        **({REQUEST: writing.request} if writing.request else {}),
         "tensors": {spec.name: hashes[spec.name] for shard in plan.shards for spec in shard.specs},
         "other_files": {"copied": others.copy(source.folder, output), "left_out": others.left_out},
         **writing.extra,
@@ -204,9 +206,9 @@ def _finish(source: SourceModel, writing: Writing, output: Path, hashes: dict[st
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
-    """bitbudget.json and the model card made from it."""
-    write_atomic(output / RECORD_NAME, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+    """bitbudget.json and the model card made from it: last what tells that both are written."""
     write_atomic(output / "README.md", model_card(record).encode())
+    write_atomic(output / RECORD_NAME, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def tensor_sha256(tensor: Tensor) -> str:

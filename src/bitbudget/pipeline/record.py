@@ -1,6 +1,7 @@
 """The record of a finished folder, bitbudget.json, read without loading torch."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from bitbudget.errors import InputError
 
 RECORD_NAME = "bitbudget.json"
 CONFIG_NAME = "config.json"
+REQUEST = "request"  # of the record: settings by which the same command is known again
 NEEDED = frozenset({"plan", "output", "tensors", "source", "text"})
 
 
@@ -34,6 +36,17 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path}: {CONFIG_NAME} has no quantization_config, or {RECORD_NAME} lacks what was planned; a file is damaged."
         )
     return record, config
+
+
+def as_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as texts for people, and for a journal."""
+    return {name: _text(value) for name, value in settings.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _json(path: Path) -> dict[str, Any]:

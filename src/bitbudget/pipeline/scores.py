@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.calibration.tokens import TokenSequence, fingerprint
 from bitbudget.checkpoint.scratch import read_tensors, write_tensors
 from bitbudget.methods.recipe import Labels
 from bitbudget.models.gradients import Factors, GradientStream
@@ -24,8 +24,9 @@ from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.rounding import Fitted, fit
 from bitbudget.scoring import contract, contract_rows
 
-FACTOR_BYTES = 256 << 20  # of inputs and gradients of a block's layers that are in memory at a time
+FACTOR_BYTES = 384 << 20  # of inputs and gradients of a block's layers that are in memory at a time
 SEED = 0
+DONE = "done"  # the mark of a wave whose scores are all there
 HALF = "head of the tied matrix"  # waits for the embedding's half
 Logits = Float[Tensor, "scored vocabulary"]
 
@@ -60,6 +61,11 @@ class Wave:
         return f"{self.first}-{self.first + len(self.sequences)}"
 
     @property
+    def folder(self) -> str:
+        """Where its files are kept. The name alone would take another text's sequences for these."""
+        return f"{self.name}-{fingerprint(self.sequences)[:12]}"
+
+    @property
     def tokens(self) -> list[int]:
         """Scored tokens of every sequence."""
         return [sequence.scored for sequence in self.sequences]
@@ -79,7 +85,24 @@ class Scoring:
         self.folder = folder
 
     def path(self, wave: Wave, name: str) -> Path:
-        return self.calibration.work.path("scores", self.folder, wave.name, f"{name}.safetensors")
+        return self.calibration.work.path("scores", self.folder, wave.folder, f"{name}.safetensors")
+
+    def finished(self, wave: Wave) -> bool:
+        """Whether the scores of all layers are there. A file that somebody removed is measured again, whatever the mark says."""
+        wanted = [name for name, offer in self.offers.items() if offer.stored]
+        return self._mark(wave).is_file() and all(self.path(wave, name).is_file() for name in wanted)
+
+    def finish(self, wave: Wave) -> None:
+        """Marks the scores of a wave as finished."""
+        self.calibration.work.finish("scores", self.folder, wave.folder, DONE)
+
+    def forget(self, wave: Wave) -> None:
+        """Removes what only an unfinished wave needs."""
+        self.calibration.work.remove("gradients", self.folder, wave.folder)
+        self.path(wave, HALF).unlink(missing_ok=True)
+
+    def _mark(self, wave: Wave) -> Path:
+        return self.calibration.work.path("scores", self.folder, wave.folder, DONE)
 
     def run(self, wave: Wave, kept: HiddenStates, progress: Progress) -> None:
         """All layers of the model; files that are there are not made again."""
@@ -100,7 +123,7 @@ class Scoring:
     def _gradients(self, wave: Wave, index: int) -> HiddenStates:
         """Gradients at what enters a block are kept as hidden states are, two blocks at a time."""
         return HiddenStates(
-            self.calibration.work.path("gradients", self.folder, wave.name), [len(own.ids) for own in wave.sequences]
+            self.calibration.work.path("gradients", self.folder, wave.folder), [len(own.ids) for own in wave.sequences]
         )
 
     def _keep(self, wave: Wave, index: int, gradients: list[Tensor]) -> None:
@@ -179,7 +202,6 @@ class Scoring:
         if table.kind == "tied":  # one matrix: what both uses say of a cell is added before anything is squared
             found = found + read_tensors(self.path(wave, HALF))["p"]
         self._save(wave, table.name, found)
-        self.path(wave, HALF).unlink(missing_ok=True)
 
     def _save(self, wave: Wave, name: str, p: Float[Tensor, "choices sequences rows"]) -> None:
         write_tensors(self.path(wave, name), _packed(p))

@@ -67,7 +67,7 @@ def open_folder(path: Path, trust_remote_code: bool = False) -> Folder:
 def verify_folder(
     path: Path, original: SourceModel | None, text: Path | None, run: Run, cut: Cut = VERIFY_CUT
 ) -> Verification:
-    """All checks, then perplexity, and with the original KL and top-1 agreement, on the text's acceptance part.
+    """All checks, then perplexity, and with the original KL and top-1 agreement, on a part of the text that nothing was chosen by.
 
     A folder that cannot even be opened is a failed verification with that problem, not an error.
     """
@@ -87,7 +87,8 @@ def verify_folder(
         return result
     tokenizer = Tokenizer.open(path, run.trust_remote_code)
     words = open_text(text, tokenizer)
-    result.sample = sample(words, split(words).acceptance, tokenizer, folder.source, cut)
+    # Not the acceptance part: a guard may have chosen by that.
+    result.sample = sample(words, split(words).evaluation, tokenizer, folder.source, cut)
     result.measurement = measure_folder(folder, original, result.sample, run)
     _run(result, "finite KL and perplexity", _not_finite(result.measurement))
     return result

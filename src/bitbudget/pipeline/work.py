@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bitbudget.checkpoint.atomic import output_errors, write_atomic
+from bitbudget.checkpoint.atomic import make_folder, output_errors, write_atomic
 from bitbudget.errors import OutputError
 from bitbudget.models.source import SourceModel
 
@@ -36,6 +36,18 @@ def source_identity(source: SourceModel) -> dict[str, Any]:
     return {"files": files, "tensors": tensor_headers(source), "config": config}
 
 
+def source_hashes(source: SourceModel) -> dict[str, str]:
+    """Of what can be read at once: the config and the headers of the weights."""
+    config = sha256((source.folder / "config.json").read_bytes()).hexdigest()
+    return {"config": config, "tensors": fingerprint(tensor_headers(source))}
+
+
+def source_files(source: SourceModel) -> dict[str, str]:
+    """Size and modification time of every file of weights, under names for people."""
+    stats = {path.name: path.stat() for path in source.checkpoint.files}
+    return {f"source file {name}": f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}
+
+
 def tensor_headers(source: SourceModel) -> dict[str, Any]:
     """Dtype, shape and place of every tensor."""
     return {name: [str(info.dtype), list(info.shape), info.start] for name, info in source.checkpoint.tensors.items()}
@@ -56,14 +68,26 @@ class Work:
     def open(cls, root: Path, inputs: Mapping[str, Any]) -> "Work":
         """The folder below `root` for these inputs, made if it is not there. Raises OutputError if it cannot be."""
         folder = root / fingerprint(inputs)[:DIGITS]
-        with output_errors(folder, 0):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not (folder / DESCRIPTION).is_file():
             write_atomic(folder / DESCRIPTION, json.dumps(inputs, indent=1, sort_keys=True).encode() + b"\n")
         return cls(folder)
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
+
+    def finish(self, *parts: str) -> None:
+        """Marks a step as finished, after all its files: the mark is durable when this returns."""
+        write_atomic(self.path(*parts), b"finished\n")
+
+    def require_space(self, nbytes: int, what: str) -> None:
+        """Raise OutputError if the disk has no room for what a step is about to write here."""
+        free = shutil.disk_usage(self.folder).free
+        if free < nbytes:
+            raise OutputError(
+                f"{what} take {nbytes:,} bytes in the cache folder, and {self.folder} has {free:,} bytes free. What is measured so "
+                "far is kept. Make room, give another folder with --cache, or a smaller --scratch, and give the command again."
+            )
 
     @contextmanager
     def held(self) -> Iterator["Work"]:

@@ -7,11 +7,13 @@ from rich.console import Console
 
 from bitbudget.report.bits import show_bits
 from bitbudget.report.plans import show_plan
-from bitbudget.report.sizes import divergence, exact_size, perplexity
+from bitbudget.report.sizes import divergence, exact_size
 from bitbudget.report.terminal import new_table, printable, say
 
 if TYPE_CHECKING:
     from bitbudget.allocation import Plan
+
+SHORT = {"uniform": "uniform", "hand": "by hand", "plan, scales": "rescaled", "plan, without": "unscaled"}
 
 
 def decided(
@@ -54,16 +56,15 @@ def show_memory(console: Console, memory: Mapping[str, Any], weights_bytes: int)
 def show_guard(console: Console, guard: Mapping[str, Any]) -> None:
     """Candidates side by side on the acceptance text."""
     say(console, f"Compared on {guard['tokens']:,} tokens of {guard['documents']} documents that nothing was measured on:")
-    table = new_table("candidate", "bytes", "predicted", "KL ± SE, nats", "perplexity", "difference ± SE")
+    table = new_table("candidate", "bytes", "predicted", "KL ± SE, nats", "difference ± SE")
     for one in guard["candidates"]:
-        predicted = "-" if one["predicted"] is None else f"{one['predicted']:.6f}"
+        predicted = "-" if one["predicted"] is None else f"{one['predicted']:.5f}"
         difference = "-" if one["difference"] is None else divergence(one["difference"], one["difference_se"])
         table.add_row(
             _short(one["name"]),
             f"{one['bytes']:,}",
             predicted,
             divergence(one["kl"], one["kl_se"]),
-            perplexity(one["perplexity"]),
             difference,
         )
     console.print(table)
@@ -74,5 +75,5 @@ def show_guard(console: Console, guard: Mapping[str, Any]) -> None:
 
 
 def _short(name: str) -> str:
-    """A candidate's first words."""
-    return next((known for known in ("uniform", "hand recipe", "plan, scales", "plan, without") if name.startswith(known)), name)
+    """One word for a candidate."""
+    return next((word for start, word in SHORT.items() if name.startswith(start)), name)

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bitbudget.report.decided import show_guard
 from bitbudget.report.sizes import divergence, perplexity
 from bitbudget.report.terminal import new_table, say
 
@@ -22,6 +23,14 @@ def show_demo(console: Console, demo: dict[str, Any], kept_in: str | None) -> No
         f"{text['window']}. bits: stored bits a weight, embedding (16-bit) included. KL: divergence from the original, "
         "nats a token. top-1: positions where both find the same token most likely.",
     )
+    if demo.get("guard"):
+        say(
+            console,
+            "The last row is a plan: every layer has its own width within the budget. The guard measured it against its rivals:",
+        )
+        console.print()
+        show_guard(console, demo["guard"])
+        console.print()
     say(console, "Every file has exactly the bytes that were forecast, and every checkpoint passed its verification.")
     if kept_in:
         say(console, f"The checkpoints are in {kept_in}.")

@@ -48,7 +48,7 @@ def contract(
 
 def contract_rows(
     choices: Sequence[Erring],
-    gradients: Sequence[tuple[Int[Tensor, " n"], Float[Tensor, "n in"]]],
+    gradients: Sequence[tuple[Int[Tensor, " _"], Float[Tensor, "_ in"]]],
     shape: tuple[int, int],
 ) -> Float[Tensor, "choices sequences out"]:
     """p_d of an embedding [vocabulary, width], fp32, from the rows of its gradient that are not zero: (ids, ascending; their

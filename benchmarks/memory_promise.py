@@ -1,0 +1,93 @@
+"""Does `bitbudget run` keep the memory that it promises? A prompt in chunks of 512 tokens fills nearly the whole context.
+
+    python benchmarks/memory_promise.py [--folder DIR] [--blocks 25] [--context 1024]
+
+Takes the random checkpoint of large_model.py (about 3 GiB), stores it three times, runs each in a process of its own and
+writes benchmarks/results/memory_promise.json. Peaks are measured twice: by the process itself, the pages of its weight
+files included, and from outside: RssAnon + RssShmem less what it held when libraries and tokenizer were loaded.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import large_model
+from sampling import sampled
+
+from bitbudget.calibration.tokenizer import Tokenizer
+
+RESULT = Path(__file__).parent / "results" / "memory_promise.json"
+TOOL = [sys.executable, "-m", "bitbudget"]
+NEW_TOKENS = 8
+STORED = {
+    "int4": ["--choice", "int4:g128"],
+    "int3": ["--choice", "int3:g128"],
+    "int2": ["--choice", "int2:g128", "--embedding", "int4:g128"],
+}
+
+
+def store(source: Path, output: Path, words: list[str]) -> None:
+    """Quantize with the words of a plan (`--choice …`), without verification; a finished folder is kept."""
+    if not (output / "config.json").is_file():
+        done = sampled([*TOOL, "quantize", str(source), *words, "--no-verify", "-o", str(output)])
+        assert done.code == 0, done.output
+
+
+def prompt_of(folder: Path, tokens: int) -> str:
+    """A text of so many tokens."""
+    tokenizer = Tokenizer.open(folder)
+    words = tokens
+    while len(tokenizer.prefix) + len(tokenizer.encode(" the" * words)) > tokens:
+        words -= 1
+    return " the" * words
+
+
+def kept(folder: Path, context: int, dtype: str = "auto") -> dict[str, Any]:
+    """Run a finished checkpoint until its context is full; what was promised and what was measured."""
+    prompt = prompt_of(folder, context - NEW_TOKENS)
+    words = ["--raw", "--context", str(context), "--max-new-tokens", str(NEW_TOKENS), "--dtype", dtype, "--json"]
+    run = sampled([*TOOL, "run", str(folder), prompt, *words, "--device", "cpu"])
+    assert run.code == 0, run.output
+    found = json.loads(run.output[run.output.index("{") : run.output.rindex("}") + 1])
+    memory = found["memory"]
+    beside = memory["peak"] - memory["mapped"] if dtype == "auto" else memory["peak"] - memory["weights"]
+    outside = run.peak_bytes - memory["libraries"]
+    return memory | {
+        "prompt_tokens": found["prompt_tokens"],
+        "tokens": found["tokens"],
+        "seconds": round(found["seconds"], 1),
+        "peak_from_outside": outside,
+        "kept": max(memory["peak"], outside) <= memory["promised"],
+        "beside_weights": beside,
+        "beside_weights_kept": beside <= memory["promise"]["beside_weights"],
+        "promised_over_measured": round(memory["promise"]["beside_weights"] / beside, 3),
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--folder", type=Path, default=Path("/tmp/bitbudget-large"))
+    arguments.add_argument("--blocks", type=int, default=large_model.BLOCKS)
+    arguments.add_argument("--context", type=int, default=1024)
+    arguments.add_argument("--result", type=Path, default=RESULT)
+    options = arguments.parse_args()
+    large_model.BLOCKS = options.blocks
+    source = options.folder / "source"
+    if not (source / "config.json").is_file():
+        large_model.make(source)
+    result: dict[str, Any] = {"blocks": options.blocks, "context": options.context, "runs": {}}
+    for name, words in STORED.items():
+        output = options.folder / f"memory-{name}"
+        store(source, output, words)
+        result["runs"][name] = kept(output, options.context)
+        shutil.rmtree(output)
+        print(name, json.dumps(result["runs"][name], indent=2))
+    options.result.parent.mkdir(exist_ok=True)
+    options.result.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
