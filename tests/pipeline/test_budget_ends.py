@@ -1,4 +1,4 @@
-"""Both ends of every budget: one byte below the least is refused in the user's words, the least is met, and room for all is said."""
+"""Both ends of a budget: a byte below the least is refused in the user's words, the least is met, and room for all is said."""
 
 import math
 import re
@@ -119,12 +119,11 @@ def test_budgets_that_only_together_cannot_be_met(source: SourceModel) -> None:
 
 
 def test_nothing_is_measured_for_a_budget_below_the_least(source: SourceModel, tmp_path: Path) -> None:
+    options = Options(METHOD, cache=tmp_path / "cache")
     for kind in KINDS:
-        tiny = 0.5 if kind in ("bits", "code_bits") else 10
+        budget = Budget(**{kind: 0.5 if kind in ("bits", "code_bits") else 10})
         with pytest.raises(BudgetError, match="at least"):
-            quantize(
-                source.folder, Budget(**{kind: tiny}), tmp_path / "out", options=Options(METHOD, cache=tmp_path / "cache"), device="cpu"
-            )
+            quantize(source.folder, budget, tmp_path / "out", options=options, device="cpu")
     assert list(tmp_path.iterdir()) == []
 
 

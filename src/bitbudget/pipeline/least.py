@@ -55,7 +55,7 @@ def _rounded_up(bits: int, weights: int) -> float:
 
 
 def _refusal(
-    budget: Budget, name: str, least: float, parts: dict[str, int], advice: str = "offer smaller choices with --widths"
+    budget: Budget, name: str, least: int | float, parts: dict[str, int], advice: str = "offer smaller choices with --widths"
 ) -> BudgetError:
     unit = "bits a weight" if name in ("bits", "code_bits") else "bytes"
     made_of = ", ".join(f"{part} {nbytes:,}" for part, nbytes in parts.items())
