@@ -1,6 +1,7 @@
 """Rivals and guard: they fit, they are named, and the best by real KL is written, whatever the scores said."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -64,14 +65,14 @@ def test_rivals_keep_to_the_budget(kind: str, shard: int, planner: Planner, meas
     assert free is not None and free.name.startswith("uniform int8")
     most = amounts(planner, free, shard)[kind]
     found = 0
-    for part in range(20, 101, 5):
+    for part in range(25, 101, 15):
         amount = most * part / 100 if kind in ("bits", "code_bits") else int(most * part / 100)
         rivals = rivals_of(planner, measured, Budget(**{kind: amount}), shard)
         for rival in (rivals.uniform(), rivals.hand()):
             if rival is not None:
                 found += 1
                 assert amounts(planner, rival, shard)[kind] <= amount + 1e-9
-    assert found > 10
+    assert found > 5
 
 
 def test_uniform_is_one_choice_and_the_best_of_those_that_fit(planner: Planner, measured: Measured) -> None:
@@ -87,18 +88,20 @@ def test_uniform_is_one_choice_and_the_best_of_those_that_fit(planner: Planner, 
 
 def test_the_hand_recipe_raises_value_and_down_at_both_ends(planner: Planner, measured: Measured) -> None:
     rival = rivals_of(planner, measured, Budget(bits=6.0)).hand()
-    assert rival is not None and rival.name.startswith("hand recipe int3:g32") and "int4:g32" in rival.name
+    assert rival is not None
+    found = re.match(r"hand recipe (int\d):g32\S*, value and down (int\d):g32\S* in some blocks", rival.name)
+    assert found and found[1] < found[2], rival.name
     for name, text in rival.layers.items():
         if "layers.0." in name or "layers.2." in name:
             raised = name.endswith(("v_proj", "down_proj"))
-            assert text.startswith("int4" if raised else "int3"), name
+            assert text.startswith(found[2] if raised else found[1]), name
     assert rivals_of(planner, measured, Budget(bits=2.0)).hand() is None
 
 
-def test_a_uniform_plan_is_no_rival_of_itself(planner: Planner, measured: Measured) -> None:
+def test_without_a_limit_every_layer_has_its_largest_choice(planner: Planner, measured: Measured) -> None:
     table = measured.table(planner.source, planner.offers, {})
     solution = plan_from_table(table, {"bytes": None, "code_bits": None, "disk": None})
-    assert all(text in ("bf16", "int8:g32") or text.startswith("int8") for text in solution.layers.values())
+    assert all(text == "bf16" or text.startswith("int8") for text in solution.layers.values())
 
 
 def candidate(planner: Planner, name: str, text: str, preparation: Preparation | None = None) -> Candidate:
