@@ -14,6 +14,9 @@ from bitbudget.rounding import fit, nearest
 from bitbudget.storage import Choice, Shape
 from storage.choice_strategies import rounded_choices
 
+# The checks of types look at a random entry of a tuple.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 SHAPE = (20, 48)
 TEXTS = [
     "int4:g16",

@@ -9,7 +9,7 @@ from bitbudget.methods.recipe import Recipe
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import DISK, exceeded
 from bitbudget.pipeline.offers import KEPT, Offer
-from bitbudget.pipeline.output import disk_bytes_of, plan_layer
+from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of, plan_layer
 from bitbudget.pipeline.planning import Question
 from bitbudget.storage import Choice
 
@@ -91,7 +91,8 @@ class Rivals:
         return None
 
     def _rival(self, text: str, table: str, others: Mapping[str, str]) -> Rival | None:
-        layers, points, stored = {}, [], []
+        layers, points = {}, []
+        stored: list[PlannedLayer] = []
         for offer in self._offers:
             wanted = others.get(offer.layer.name, text) if offer.layer.kind == "linear" else table
             planned = plan_layer(offer.layer, None if wanted == KEPT else Choice.parse(wanted))
