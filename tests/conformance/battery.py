@@ -41,6 +41,10 @@ CHOICES = (
     "int2:g8+outliers:3%",
     "int8*25%|int3s:g8+outliers:0.5%:bf16",
     "int4:g8+outliers:100%",
+    "int2:g8:range=clip",
+    "int3s:range=clip",
+    "int3:g8:range=clip+outliers:3%",
+    "int4:g8:range=clip*25%|int2:g4:range=clip+outliers:1%",
 )
 
 # (out, in): every choice above fits, with whole groups along both axes; a mix needs rows for each of its parts.

@@ -60,7 +60,8 @@ def test_the_composite_is_no_worse_than_either_part(shared: float, sequences: in
 def test_what_one_choice_does_to_all_rows_is_seen() -> None:
     p, truth, tokens = planted(200, 16, 0.0)
     systematic = p * 1.0
-    systematic += systematic.std((1, 2), keepdim=True) * 0.1 * torch.randn(200, 16, 1, dtype=torch.float64).abs()
+    drift = torch.randn(200, 16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).abs()
+    systematic += systematic.std((1, 2), keepdim=True) * 0.1 * drift
     whole, by_row = (ESTIMATORS[name](systematic, tokens) for name in ("whole", "by-row"))
     assert float((whole.score / by_row.score).mean()) > 1.5
     found = composite(whole, by_row, ["one"] * 200)
@@ -74,3 +75,61 @@ def test_nothing_measured_is_nothing_lost() -> None:
     assert found.score.tolist() == [0.0] * 3
     one = ESTIMATORS["whole"](P[:, :1], (4,))
     assert one.se.tolist() == [0.0, 0.0]
+
+
+def test_without_cross_terms_the_composite_is_by_row() -> None:
+    """Rows that a sequence touches one at a time: (Σ p)² = Σ p², so both estimates are the same."""
+    generator = torch.Generator().manual_seed(3)
+    p = torch.zeros(30, 8, 8)
+    p[:, torch.arange(8), torch.arange(8)] = torch.randn(30, 8, generator=generator)
+    whole, by_row = (ESTIMATORS[name](p, [5] * 8) for name in ("whole", "by-row"))
+    found = composite(whole, by_row, ["a", "b", "c"] * 10)
+    torch.testing.assert_close(whole.score, by_row.score)
+    torch.testing.assert_close(found.score, by_row.score)
+
+
+def test_many_sequences_give_the_truth() -> None:
+    p, truth, tokens = planted(60, 4096, 2.0)
+    whole, by_row = (ESTIMATORS[name](p, tokens) for name in ("whole", "by-row"))
+    found = composite(whole, by_row, ["one"] * len(truth))
+    assert float((found.score / truth - 1).abs().mean()) < 0.05
+    assert float((by_row.score / truth - 1).abs().mean()) > 0.3
+
+
+def test_one_sequence_is_taken_as_it_is() -> None:
+    p, _, tokens = planted(20, 1, 0.5)
+    whole, by_row = (ESTIMATORS[name](p, tokens) for name in ("whole", "by-row"))
+    found = composite(whole, by_row, ["one"] * 20)
+    torch.testing.assert_close(found.score, whole.score)
+    assert bool(torch.isfinite(found.se).all())
+
+
+def test_choices_that_lose_nothing_stay_at_nothing() -> None:
+    p, truth, tokens = planted(20, 16, 0.5)
+    p[::4] = 0
+    whole, by_row = (ESTIMATORS[name](p, tokens) for name in ("whole", "by-row"))
+    found = composite(whole, by_row, ["one"] * 20)
+    assert found.score[::4].tolist() == [0.0] * 5 and found.se[::4].tolist() == [0.0] * 5
+    kept = [number for number in range(20) if number % 4]
+    alone = composite(*(Estimate(one.score[kept], one.se[kept]) for one in (whole, by_row)), ["one"] * 15)
+    torch.testing.assert_close(found.score[kept], alone.score)
+    assert bool((found.score[kept] > 0).all())
+
+
+@pytest.mark.parametrize("factor", [0.01, 7.0])
+def test_scaling_the_loss_scales_the_composite_by_its_square(factor: float) -> None:
+    p, _, tokens = planted(40, 16, 1.0)
+    plain, scaled = (
+        composite(ESTIMATORS["whole"](values, tokens), ESTIMATORS["by-row"](values, tokens), ["a", "b"] * 20)
+        for values in (p, factor * p)
+    )
+    torch.testing.assert_close(scaled.score, factor**2 * plain.score)
+
+
+def test_standard_errors_are_those_of_many_repetitions() -> None:
+    """Of the ratio Σ values / Σ tokens, sequences being drawn anew."""
+    generator = torch.Generator().manual_seed(8)
+    tokens = [7, 3, 9, 5] * 8
+    p = torch.randn(3000, len(tokens), 1, generator=generator) * torch.tensor(tokens).sqrt()[None, :, None]
+    found = ESTIMATORS["whole"](p, tokens)
+    assert float(found.se.square().mean().sqrt()) == pytest.approx(float(found.score.std()), rel=0.1)

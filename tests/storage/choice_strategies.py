@@ -31,13 +31,15 @@ def grids(draw: st.DrawFn) -> Grid:
     codec = None
     if zero in codecs:
         codec = draw(st.one_of(st.none(), st.sampled_from(codecs[zero]), BILEVEL))
+    axis = draw(st.sampled_from(["in", "out"]))
     return Grid(
         levels=2**bits,
         zero=zero,
         group=draw(GROUPS),
-        axis=draw(st.sampled_from(["in", "out"])),
+        axis=axis,
         scale=draw(st.one_of(FLOATS, BILEVEL)),
         zero_codec=codec,
+        range="minmax" if axis == "out" else draw(st.sampled_from(["minmax", "clip"])),
     )
 
 

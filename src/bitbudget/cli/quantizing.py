@@ -1,5 +1,6 @@
 """The main job: plan under a budget, and quantize by a budget, a plan or one choice."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,6 +82,8 @@ def plan(  # noqa: PLR0913 -- one parameter an option
             found.plan.save(output)
         if scores is not None and found.table is not None:
             found.table.save(scores)
+        elif scores is not None:
+            running.note(f"Nothing was measured for this budget, so {scores} was not written.")
         shown = decided(found.plan, found.output.to_dict(), found.guard, found.memory)
         running.show(shown, lambda: show_decided(running.results, shown, found.plan))
         if plots is not None:
@@ -133,8 +136,16 @@ def quantize(  # noqa: PLR0913 -- one parameter an option
     named = {"memory": memory, "weights": weights, "disk": disk, "bits": bits, "code_bits": code_bits}
     asked = {name: value for name, value in named.items() if value is not None}
     command = {"model": model, "choice": choice, "budget": asked, "plan": str(plan_file or ""), "device": device}
+    planning = {
+        "--widths": widths, "--groups": groups, "--outliers": outliers, "--range": range_rule, "--context": context,
+        "--kv-dtype": kv_dtype, "--reserve": reserve,
+    }  # fmt: skip
+    outside = {"--embedding": embedding != options.KEPT, "--head": head != options.KEPT}
     with session(as_json, debug, output) as running:
         _one_way(choice, plan_file, asked)
+        _of_no_use(planning if not asked else outside, "a budget" if not asked else "--choice")
+        if plan_file:
+            _of_no_use(outside, "--choice")
         running.load()
         from bitbudget.pipeline import api
         from bitbudget.pipeline.budgets import Budget
@@ -172,6 +183,13 @@ def _one_way(choice: str | None, plan_file: Path | None, budgets: dict[str, Any]
             "Say in one way how the model is to be stored: a budget (--memory 4GiB, --weights, --disk, --bits, --code-bits), "
             f"--plan, or --choice; {given}."
         )
+
+
+def _of_no_use(options_given: Mapping[str, Any], goes_with: str) -> None:
+    """Raise InputError for options that the way chosen would ignore."""
+    idle = [name for name, value in options_given.items() if value]
+    if idle:
+        raise InputError(f"{' and '.join(idle)} would change nothing here: only {goes_with} reads it. Leave it out.")
 
 
 def _method(

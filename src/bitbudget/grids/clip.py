@@ -22,7 +22,8 @@ def clipped(
     """Parameters, fp32, of a tile of rows; only weights where `keep` count, for ranges and for errors.
 
     weighting: H of every group, its diagonal, or None. Among equal errors the widest range wins, so a group is never
-    worse than with its own minimum and maximum.
+    worse than with its own minimum and maximum (where scales are stored by themselves: those of a two-level codec move with
+    their neighbours').
     """
     assert grid.axis == "in", "groups of rows have no inputs of their own"
     low, high = grid.limits(weights, keep)

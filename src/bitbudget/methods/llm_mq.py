@@ -18,6 +18,7 @@ from bitbudget.methods.recipe import Labels, Recipe
 from bitbudget.storage import Choice
 
 OUTLIER_CANDIDATES = ("0.1%", "0.25%", "0.5%", "1%", "2%")  # of `auto`
+RANGES = ("minmax", "clip")
 KEPT_BITS = 16
 WIDE = 5  # from this many bits on neither outliers, small groups nor a searched range are worth their bytes and minutes
 
@@ -54,6 +55,8 @@ class LlmMq:
 
         Raises InputError for words that name no choice.
         """
+        if range not in (None, "", *RANGES):
+            raise InputError(f"There is no range rule called {range!r}. Write one of {', '.join(RANGES)}.")
         shares = ("0", *OUTLIER_CANDIDATES) if outliers == "auto" else _words(outliers) or self.outliers
         try:
             changed = replace(
@@ -65,9 +68,11 @@ class LlmMq:
             )
         except ValueError as error:
             raise InputError(f"Widths and groups are whole numbers with commas between them ({error}).") from error
-        for text in changed.recipe().choices:
-            if text != "16bit":
-                Choice.parse(text)
+        words = [f"int{bits}" for bits in changed.bits if bits != KEPT_BITS]
+        words += [f"int4:g{group}" for group in changed.groups]
+        words += [f"int4+outliers:{share}" for share in changed.outliers if share != "0"]
+        for word in words:  # each by itself: not all of them meet in a choice
+            Choice.parse(word)
         return changed
 
     def recipe(self) -> Recipe:

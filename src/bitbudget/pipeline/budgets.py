@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitbudget.errors import BudgetError, InputError
+from bitbudget.errors import InputError
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 
@@ -56,32 +56,34 @@ def counted(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def limits(budget: Budget, source: SourceModel, beside_weights: int) -> dict[str, int | None]:
-    """Limits of the solver's dimensions. beside_weights: bytes that running the model takes besides its tensors.
-
-    Raises:
-        BudgetError: a budget is used up before the first layer.
+    """Limits of the solver's dimensions, below 0 where a budget is used up before the first layer. beside_weights: bytes that
+    running the model takes besides its tensors.
     """
     constant = passthrough_bytes(source)
     weights = sum(math.prod(layer.shape) for layer in source.layers)
-    left: list[tuple[str, int]] = []
+    left: list[int] = []
     if budget.memory is not None:
-        left.append(("--memory", budget.memory - beside_weights - constant))
+        left.append(budget.memory - beside_weights - constant)
     if budget.weights is not None:
-        left.append(("--weights", budget.weights - constant))
+        left.append(budget.weights - constant)
     if budget.bits is not None:
-        left.append(("--bits", math.floor(budget.bits * weights / 8)))
-    for name, rest in left:
-        if rest <= 0:
-            raise BudgetError(
-                f"The budget {name} is used up before the first layer: it exceeds by {-rest:,} bytes what runs beside the "
-                f"layers (tensors kept as they are {constant:,} bytes"
-                + (f", key-value cache and reserve {beside_weights:,} bytes" if name == "--memory" else "")
-                + "). Raise it, or ask for a shorter --context."
-            )
+        left.append(math.floor(budget.bits * weights / 8))
     code_bits = None
     if budget.code_bits is not None:
         code_bits = math.floor(budget.code_bits * sum(math.prod(layer.shape) for layer in counted(source.layers)))
-    return {BYTES: min((rest for _, rest in left), default=None), CODE_BITS: code_bits, DISK: budget.disk}
+    return {BYTES: min(left, default=None), CODE_BITS: code_bits, DISK: budget.disk}
+
+
+def option(name: str, budget: Budget) -> str:
+    """One of a budget's amounts as the command line says it."""
+    amount = getattr(budget, name)
+    text = f"{amount:,} bytes" if isinstance(amount, int) and name not in ("bits", "code_bits") else f"{amount:g}"
+    return f"--{name.replace('_', '-')} {text}"
+
+
+def described(budget: Budget) -> str:
+    """All of a budget's amounts as the command line says them."""
+    return " and ".join(option(name, budget) for name in budget.to_dict())
 
 
 def exceeded(limit: Mapping[str, int | None], costs: Mapping[str, int]) -> list[str]:

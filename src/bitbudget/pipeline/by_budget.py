@@ -1,5 +1,6 @@
 """From a budget, or a plan made earlier, to what is written: the options of planning, and the plan with all it needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bitbudget.pipeline.planning import SCRATCH_BYTES, Planner, Settings, output
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.quantize import Writing
+from bitbudget.pipeline.work import source_hashes
 from bitbudget.transforms.fold import Fold
 
 
@@ -94,16 +96,15 @@ def planned_from(source: SourceModel, plan: Plan, options: Options, run: Run) ->
             f"The plan is for another model: {len(odd)} layers are in one of them only, the first {odd[0]}. Plan again."
         )
     settings = plan.settings
-    if "recipe" not in settings:  # solved from a table or written by hand: choices alone
+    if "recipe" not in settings:  # solved from a table or written by hand: choices alone, for which no text matters
+        _refuse_other(plan, {name: found for name, found in source_hashes(source).items() if name in plan.inputs})
         return Planned(plan, _output(source, chosen(_bare(source), plan.layers), plan), Preparation())
-    recipe, effort = Recipe.from_dict(settings["recipe"]), Effort(**settings["effort"])
+    try:
+        recipe, effort = Recipe.from_dict(settings["recipe"]), Effort(**settings["effort"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"The plan's settings are damaged ({error!r}). Plan again.") from error
     planner = Planner(source, options.settings(recipe, effort), run)
-    for name, found in planner.hashes().items():
-        if plan.inputs.get(name) != found:
-            raise InputError(
-                f"The plan was made with another {name} (its hash is {plan.inputs.get(name)}, here it is {found}). Give the same "
-                "model and --text, or plan again."
-            )
+    _refuse_other(plan, planner.hashes())
     layers = chosen(planner.offers, plan.layers)
     preparation = Preparation()
     if settings.get("scales"):
@@ -114,6 +115,16 @@ def planned_from(source: SourceModel, plan: Plan, options: Options, run: Run) ->
     return Planned(
         plan, _output(source, layers, plan), preparation, settings.get("comparison"), settings.get("memory")
     )
+
+
+def _refuse_other(plan: Plan, hashes: Mapping[str, str]) -> None:
+    """Raise InputError where a plan was made with something else. hashes: of what is here, by name."""
+    for name, found in hashes.items():
+        if plan.inputs.get(name) != found:
+            raise InputError(
+                f"The plan was made with another {name} (its hash is {plan.inputs.get(name)}, here it is {found}). Give the same "
+                "model and --text, or plan again."
+            )
 
 
 def _bare(source: SourceModel) -> Any:

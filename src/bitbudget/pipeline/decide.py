@@ -8,12 +8,12 @@ from typing import Any
 
 from bitbudget.allocation import Plan, ScoreTable, solve
 from bitbudget.allocation.plan import PlannedUnit
-from bitbudget.pipeline.budgets import DIMENSIONS
+from bitbudget.pipeline.budgets import DIMENSIONS, DISK
 from bitbudget.pipeline.effort import WINDOW
 from bitbudget.pipeline.guard import Candidate, Judged, best
 from bitbudget.pipeline.judging import judged, scaled_again
 from bitbudget.pipeline.offers import Offer, chosen, costs, digits
-from bitbudget.pipeline.output import PlannedLayer
+from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of
 from bitbudget.pipeline.planning import (
     AGREEMENT,
     Planner,
@@ -57,7 +57,7 @@ def decide(planner: Planner, asked: Question) -> Decided:
     if rich is not None:
         return _without_choice(planner, asked, rich)
     measured, table, plan = measure(planner, asked, every)
-    rivals = Rivals(every, planner.settings.recipe, table, asked.limit, planner.source.block_count)
+    rivals = Rivals(every, planner.settings.recipe, table, asked, planner.source)
     return _guarded(planner, asked, (measured, table, plan), rivals)
 
 
@@ -80,7 +80,7 @@ def agree(planner: Planner, measured: Measured, asked: Question, every: Sequence
         restricted(measured.table(planner.source, planner.offers, {}, slice(first, None, 2)), every)
         for first in (0, 1)
     ]
-    plans = [solve(half.units, asked.solver_limit) for half in halves]
+    plans = [solve(half.units, asked.solver_limit(half)) for half in halves]
     for own, other in ((0, 1), (1, 0)):
         scores = {
             (unit.name, point.label): max(point.score, 0.0) for unit in halves[other].units for point in unit.points
@@ -103,7 +103,11 @@ def _without_choice(planner: Planner, asked: Question, layers: tuple[PlannedLaye
         inputs=planner.hashes(),
     )
     note = "the budget has room for the largest choice of every layer, so nothing was calibrated"
-    return Decided(replace(plan, budgets=asked.limit, notes=(note,)), layers, Preparation(), None)
+    limit = asked.limit
+    if (most := limit[DISK]) is not None:  # of the layers alone, as their costs are
+        spare = most - disk_bytes_of(planner.source, layers, asked.max_shard_bytes)
+        limit = {**limit, DISK: plan.costs[DISK] + spare}
+    return Decided(replace(plan, budgets=limit, notes=(note,)), layers, Preparation(), None)
 
 
 def settings_of(planner: Planner, asked: Question, sequences: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 used. Original and candidates go through the blocks side by side; no logits are stored. The best is kept and named.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,8 @@ def by_document(
 
 
 def best(judged: Sequence[Judged]) -> Judged:
-    """The one of least KL; the first among equals."""
-    return min(judged, key=lambda one: one.kl)
+    """The one of least KL; the first among equals. One without a number (its logits overflow) loses against all others."""
+    return min(judged, key=lambda one: math.inf if math.isnan(one.kl) else one.kl)
 
 
 def _weights(source: SourceModel, candidate: Candidate, tables: dict[str, Fitted]) -> PlannedWeights:

@@ -6,7 +6,7 @@ from typing import Any
 from bitbudget.allocation import Plan
 from bitbudget.errors import InputError
 from bitbudget.models.source import SourceModel
-from bitbudget.pipeline.budgets import Budget
+from bitbudget.pipeline.budgets import Budget, described
 from bitbudget.pipeline.by_budget import Options, plan_for, planned_from, writing_of
 from bitbudget.pipeline.output import uniform_plan
 from bitbudget.pipeline.progress import Run
@@ -40,9 +40,10 @@ class Job:
         """What will be written, measured and solved where that is needed. name, text: see `Writing`."""
         if isinstance(self.how, Budget):
             planned = plan_for(self.source, self.how, self.options, self.max_shard_bytes, self.run)
-            return writing_of(planned, name, text)
+            return _not_idle(writing_of(planned, name, text), f"{described(self.how)} has room for the model as it is")
         if isinstance(self.how, Plan):
-            return writing_of(planned_from(self.source, self.how, self.options, self.run), name, text)
+            planned = planned_from(self.source, self.how, self.options, self.run)
+            return _not_idle(writing_of(planned, name, text), "The plan keeps every layer as it is")
         embedding, head = map(parse, self.outside)
         made = uniform_plan(self.source, Choice.parse(self.how), embedding, head, self.max_shard_bytes)
         if not made.stored_choices:
@@ -53,6 +54,16 @@ class Job:
                 "Give a choice such as int4:g128, or copy the model's folder."
             )
         return Writing(made, name, text)
+
+
+def _not_idle(writing: Writing, why: str) -> Writing:
+    """Raise InputError if every layer would stay as it is: that is a copy, not a checkpoint of ours."""
+    if not writing.plan.stored_choices:
+        raise InputError(
+            f"{why} ({writing.plan.weights_bytes:,} bytes of weights), so nothing would be quantized. Use the model's own folder, "
+            "or give a smaller budget."
+        )
+    return writing
 
 
 def refuse_typos(*words: object) -> None:

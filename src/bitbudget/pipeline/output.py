@@ -57,9 +57,7 @@ class OutputPlan:
     @property
     def disk_bytes(self) -> int:
         """Bytes of the safetensors files and their index."""
-        return sum(shard.nbytes for shard in self.shards) + (
-            len(index_json(self.shards)) if len(self.shards) > 1 else 0
-        )
+        return _disk_bytes(self.shards)
 
     @property
     def stored_bits(self) -> float:
@@ -218,3 +216,12 @@ def shards_of(source: SourceModel, layers: Sequence[PlannedLayer], max_shard_byt
         own = planned[name].specs() if name in planned else (TensorSpec(name, info.dtype, info.shape),)
         units.append(tuple(own))
     return plan_shards(units, max_shard_bytes)
+
+
+def disk_bytes_of(source: SourceModel, layers: Sequence[PlannedLayer], max_shard_bytes: int) -> int:
+    """Bytes of the safetensors files and their index."""
+    return _disk_bytes(shards_of(source, layers, max_shard_bytes))
+
+
+def _disk_bytes(shards: Sequence[Shard]) -> int:
+    return sum(shard.nbytes for shard in shards) + (len(index_json(shards)) if len(shards) > 1 else 0)

@@ -18,11 +18,12 @@ from bitbudget.methods import Recipe
 from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights
-from bitbudget.pipeline.budgets import DIMENSIONS, DISK, Budget, limits
+from bitbudget.pipeline.budgets import DIMENSIONS, DISK, Budget, described, exceeded, limits
 from bitbudget.pipeline.calibrate import Calibration, HiddenStates, calibrate, forward_wave, is_calibrated, read_fold
 from bitbudget.pipeline.effort import WINDOW, Effort
+from bitbudget.pipeline.least import refuse_too_small
 from bitbudget.pipeline.offers import Offer, chosen, costs, digits, disk_constant, offers
-from bitbudget.pipeline.output import OutputPlan, PlannedLayer, shards_of
+from bitbudget.pipeline.output import OutputPlan, PlannedLayer, disk_bytes_of, shards_of
 from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.scores import Scoring, Wave
 from bitbudget.pipeline.table import Measured
@@ -179,25 +180,29 @@ class Planner:
 
 @dataclass(frozen=True)
 class Question:
-    """A budget as the solver sees it. limit: of every dimension."""
+    """A budget as the solver sees it. limit: of every dimension; beside_weights: bytes that running takes besides tensors."""
 
     budget: Budget
     limit: dict[str, int | None]
     constant_disk: int
+    beside_weights: int
     max_shard_bytes: int
 
-    @property
-    def solver_limit(self) -> dict[str, int | None]:
+    def solver_limit(self, table: ScoreTable) -> dict[str, int | None]:
+        """Of a table's points. That of the disk is an estimate, so never below the least there is."""
         disk = self.limit[DISK]
-        return {**self.limit, DISK: None if disk is None else max(0, disk - self.constant_disk)}
+        if disk is None:
+            return self.limit
+        place = table.dimensions.index(DISK)
+        least = sum(min(point.cost[place] for point in unit.points) for unit in table.units)
+        return {**self.limit, DISK: max(least, disk - self.constant_disk)}
 
 
 def question(source: SourceModel, budget: Budget, beside_weights: int, max_shard_bytes: int) -> Question:
-    """Raises InputError for a budget that is no number, BudgetError for one used up before the first layer."""
+    """Raises InputError for a budget that is no number."""
     budget.check()
-    return Question(
-        budget, limits(budget, source, beside_weights), disk_constant(source, max_shard_bytes), max_shard_bytes
-    )
+    limit = limits(budget, source, beside_weights)
+    return Question(budget, limit, disk_constant(source, max_shard_bytes), beside_weights, max_shard_bytes)
 
 
 def offered(every: Sequence[Offer], budget: Budget) -> tuple[Offer, ...]:
@@ -226,20 +231,25 @@ def solved(table: ScoreTable, asked: Question, source: SourceModel, every: Seque
     Raises:
         BudgetError: no plan fits.
     """
-    limit, most = asked.solver_limit, asked.limit[DISK]
+    limit, most = asked.solver_limit(table), asked.limit[DISK]
     if most is None:
         return _solved(table, limit, asked)
     best: Plan | None = None
     tried: set[int | None] = set()
     while limit[DISK] not in tried and len(tried) < DISK_ROUNDS:
         tried.add(limit[DISK])
-        plan = _solved(table, limit, asked)
-        spare = most - output_of(source, chosen(every, plan.layers), asked.max_shard_bytes, {}).disk_bytes
+        try:
+            plan = _solved(table, limit, asked)
+        except BudgetError:
+            if best is None:
+                raise
+            break
+        spare = most - disk_bytes_of(source, chosen(every, plan.layers), asked.max_shard_bytes)
         if spare >= 0 and (best is None or (plan.loss or 0.0) <= (best.loss or 0.0)):
             best = replace(plan, budgets={**plan.budgets, DISK: plan.costs[DISK] + spare})
         limit = {**limit, DISK: (plan.costs[DISK] if spare >= 0 else (limit[DISK] or 0)) + spare}
     if best is None:
-        raise BudgetError(f"The budget {asked.budget.to_dict()} cannot be met: the files' headers take the last bytes. Raise it.")
+        raise BudgetError(f"{described(asked.budget)} cannot be met: the files' headers take the last bytes. Raise it.")
     return best
 
 
@@ -247,31 +257,31 @@ def _solved(table: ScoreTable, limit: Mapping[str, int | None], asked: Question)
     try:
         return plan_from_table(table, limit)
     except Infeasible as error:
-        raise BudgetError(f"The budget {asked.budget.to_dict()} cannot be met. {error}") from error
+        raise BudgetError(f"{described(asked.budget)} cannot be met. {error}") from error
 
 
 def refuse_infeasible(source: SourceModel, every: Sequence[Offer], asked: Question) -> None:
     """Before any work: raise BudgetError where no plan can meet the budget."""
+    refuse_too_small(source, every, asked.budget, asked.beside_weights, asked.max_shard_bytes)
     width = digits(source)
     units = []
     for offer in every:
         name = offer.layer.name
         points = (Point({name: str(planned.choice)}, costs(planned, width), 0.0) for planned in offer.planned)
         units.append(Unit(name, tuple(points)))
-    _solved(ScoreTable(DIMENSIONS, tuple(units), {}), asked.solver_limit, asked)
+    table = ScoreTable(DIMENSIONS, tuple(units), {})
+    _solved(table, asked.solver_limit(table), asked)
 
 
 def richest(source: SourceModel, every: Sequence[Offer], asked: Question) -> tuple[PlannedLayer, ...] | None:
     """Every layer by its largest choice, if the budget has room for that: then there is nothing to choose."""
     width = digits(source)
     layers = tuple(max(offer.planned, key=lambda planned: costs(planned, width)) for offer in every)
-    totals = [sum(amounts) for amounts in zip(*(costs(planned, width) for planned in layers), strict=True)]
-    over = [
-        name
-        for name, total in zip(DIMENSIONS, totals, strict=True)
-        if (most := asked.solver_limit[name]) is not None and total > most
-    ]
-    return None if over else layers
+    sums = (sum(amounts) for amounts in zip(*(costs(planned, width) for planned in layers), strict=True))
+    totals = dict(zip(DIMENSIONS, sums, strict=True))
+    if asked.limit[DISK] is not None:  # files are known to the byte
+        totals[DISK] = disk_bytes_of(source, layers, asked.max_shard_bytes)
+    return None if exceeded(asked.limit, totals) else layers
 
 
 def output_of(

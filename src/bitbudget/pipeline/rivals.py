@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from bitbudget.allocation import ScoreTable
 from bitbudget.methods.recipe import Recipe
-from bitbudget.pipeline.budgets import exceeded
+from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.budgets import DISK, exceeded
 from bitbudget.pipeline.offers import KEPT, Offer
-from bitbudget.pipeline.output import plan_layer
+from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of, plan_layer
+from bitbudget.pipeline.planning import Question
 from bitbudget.storage import Choice
 
 # What attention mixes and what closes the block: llama.cpp's mixes give them more bits, as does every hand recipe since.
@@ -28,12 +30,13 @@ class Rivals:
     """Uniform plans and hand recipes over the same offers, with the costs and scores that the solver saw."""
 
     def __init__(
-        self, offers: Sequence[Offer], recipe: Recipe, table: ScoreTable, limit: Mapping[str, int | None], blocks: int
+        self, offers: Sequence[Offer], recipe: Recipe, table: ScoreTable, asked: Question, source: SourceModel
     ) -> None:
         self._offers = offers
         self._recipe = recipe
-        self._limit = limit
-        self._blocks = blocks
+        self._asked = asked
+        self._source = source
+        self._blocks = source.block_count
         self._dimensions = table.dimensions
         self._points = {
             (unit.name, next(iter(point.choices.values()))): point for unit in table.units for point in unit.points
@@ -89,6 +92,7 @@ class Rivals:
 
     def _rival(self, text: str, table: str, others: Mapping[str, str]) -> Rival | None:
         layers, points = {}, []
+        stored: list[PlannedLayer] = []
         for offer in self._offers:
             wanted = others.get(offer.layer.name, text) if offer.layer.kind == "linear" else table
             planned = plan_layer(offer.layer, None if wanted == KEPT else Choice.parse(wanted))
@@ -98,11 +102,15 @@ class Rivals:
                 point = self._points[offer.layer.name, str(own)]
                 if len(offer.planned) > 1:
                     return None
-            layers[offer.layer.name] = next(iter(point.choices.values()))
+            found = next(iter(point.choices.values()))
+            layers[offer.layer.name] = found
             points.append(point)
+            stored.extend(planned for planned in offer.planned if str(planned.choice) == found)
         costs = {
             name: sum(point.cost[place] for point in points) for place, name in enumerate(self._dimensions)
         }
-        if exceeded(self._limit, costs):
+        if self._asked.limit[DISK] is not None:  # files are known to the byte
+            costs[DISK] = disk_bytes_of(self._source, stored, self._asked.max_shard_bytes)
+        if exceeded(self._asked.limit, costs):
             return None
         return Rival(f"uniform {text}, embedding and head {table}", layers, sum(max(point.score, 0.0) for point in points))

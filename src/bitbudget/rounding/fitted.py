@@ -6,6 +6,7 @@ error is exactly what the stored weight will differ by.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from bitbudget.calibration.gram import GroupGram
 from bitbudget.grids import BF16, FP16, GroupParameters, pack
-from bitbudget.grids.clip import Weighting, clipped
+from bitbudget.grids.clip import clipped
 from bitbudget.storage import Choice, Dense, DensePart, OutlierPart, Outliers, Part, StoredWeight, index_dtype
 
 Weight = Float[Tensor, "out in"]
 TILE_WEIGHTS = 2**21  # 8 MiB of fp32; several temporaries of this size are alive at once
+FP16_LARGEST = 65504.0
 SEARCHED_WEIGHTS = 2**18  # a range is searched in many passes over a tile, which then stays in the cache
 
 
@@ -37,17 +39,21 @@ class FittedPart:
         shape = (weight.shape[0] if rows is None else len(rows), weight.shape[1])
         grid = format.grid
         multiple = grid.group_length(shape) if grid.axis == "out" else 1
-        weighting = None if gram is None or grid.range == "minmax" else gram.of_groups(grid.group_length(shape))
-        size = None if grid.range == "minmax" else SEARCHED_WEIGHTS
-        fitted = [
-            _ranges(format, tile, kept_mask(tile, at, outliers), weighting)
-            for at, tile in tiles(weight, rows, multiple, size)
-        ]
+        searched = grid.range == "clip"
+        weighting = gram.of_groups(grid.group_length(shape)) if gram is not None and searched else None
+        size = SEARCHED_WEIGHTS if searched else None
+        fitted = []
+        for at, tile in tiles(weight, rows, multiple, size):
+            keep = kept_mask(tile, at, outliers)
+            widest = grid.fit(tile, keep)
+            fitted.append(clipped(grid, tile, keep, weighting) if searched else widest)
+            if grid.scale == FP16 and not (FP16.holds(widest.scale) and FP16.holds(fitted[-1].scale)):
+                # All over again: ranges are searched against scales as they will be stored.
+                wider = replace(format, grid=replace(grid, scale=BF16))
+                return cls.of(weight, wider, rows, outliers, gram)
         zeros = [table.zero for table in fitted if table.zero is not None]
         whole = GroupParameters(torch.cat([table.scale for table in fitted]), torch.cat(zeros) if zeros else None)
-        if grid.scale == FP16 and not FP16.holds(whole.scale):
-            grid = replace(grid, scale=BF16)
-        return cls(replace(format, grid=grid), grid.stored(whole), rows)
+        return cls(format, grid.stored(whole), rows)
 
     def shape(self, weight: Weight) -> tuple[int, int]:
         return weight.shape[0] if self.rows is None else len(self.rows), weight.shape[1]
@@ -93,14 +99,35 @@ class Fitted:
         every = torch.arange(self.weight.shape[0], device=self.weight.device)
         chosen = every[rows] if isinstance(rows, slice) else rows
         tile = self.weight[rows].float()
-        values = self.parts[0].values(self.weight, chosen, tile)
-        for part in self.parts[1:]:
-            values += part.values(self.weight, chosen, tile)
-        if self.positions is not None and self.choice.outliers is not None:
+        values = self._dense(chosen, tile)
+        if self.positions is not None and self._sparse is not None:
             at = entries(self.positions, chosen, tile.shape[1])
-            residual = tile[at] - values[at]
-            values[at] += residual.to(_values(self.choice.outliers, residual).values.dtype).float()
+            values[at] += (tile[at] - values[at]).to(self._sparse.values.dtype).float()
         return values
+
+    def _dense(self, rows: Int64[Tensor, " n"], tile: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+        """What the dense parts of some rows decode to."""
+        values = self.parts[0].values(self.weight, rows, tile)
+        for part in self.parts[1:]:
+            values += part.values(self.weight, rows, tile)
+        return values
+
+    @cached_property
+    def _sparse(self) -> Outliers | None:
+        """The outliers as they will be stored: bf16 where fp16 could not hold the residuals of the whole weight."""
+        sparse = self.choice.outliers
+        if sparse is None or sparse.values != FP16 or self.positions is None or not len(self.positions):
+            return sparse
+        ends = [float(part.parameters.scale.amax()) * part.format.grid.levels for part in self.parts]
+        bounded = float(self.weight.abs().amax()) + max(ends) <= FP16_LARGEST
+        largest = torch.zeros((), device=self.weight.device)
+        for rows, tile in tiles(self.weight, None, 1):
+            at = entries(self.positions, rows, tile.shape[1])
+            residual = tile[at] - self._dense(rows, tile)[at]
+            largest = torch.cat([residual.abs(), largest[None]]).amax()
+            if bounded and FP16.holds(largest) and largest > 0:
+                break  # the rest cannot change it
+        return sparse if FP16.holds(largest) else replace(sparse, values=BF16)
 
     def error(self, rows: slice) -> Float[Tensor, "n in"]:
         """Stored minus original values of some rows, fp32."""
@@ -118,11 +145,9 @@ class Fitted:
     def stored(self) -> StoredWeight:
         """The whole weight with its codes."""
         parts: list[Part] = [part.stored(self.weight) for part in self.parts]
-        sparse = self.choice.outliers
+        sparse = self._sparse
         if sparse is not None and self.positions is not None:
-            residual = self._residual(sparse, self.positions, parts)
-            parts.append(residual)
-            sparse = residual.format
+            parts.append(self._residual(sparse, self.positions, parts))
         stored = replace(self.choice, dense=tuple(part.format for part in self.parts), outliers=sparse)
         names = stored.dense_names() + (("outliers",) if sparse else ())
         tensors = {
@@ -143,20 +168,7 @@ class Fitted:
             residual[done : done + len(at[0])] = tile[at] - dense[at]
             done += len(at[0])
         shape = (self.weight.shape[0], self.weight.shape[1])
-        return OutlierPart.from_entries(_values(format, residual), shape, positions, residual)
-
-
-def _values(format: Outliers, residual: Tensor) -> Outliers:
-    """bf16 residuals where fp16 could not hold them."""
-    if format.values == FP16 and residual.numel() and not FP16.holds(residual.abs().amax()):
-        return replace(format, values=BF16)
-    return format
-
-
-def _ranges(format: Dense, tile: Tensor, keep: Tensor | None, weighting: Weighting | None) -> GroupParameters:
-    if format.grid.range == "clip":
-        return clipped(format.grid, tile, keep, weighting)
-    return format.grid.fit(tile, keep)
+        return OutlierPart.from_entries(format, shape, positions, residual)
 
 
 def entries(positions: Int64[Tensor, " k"], rows: Int64[Tensor, " n"], columns: int) -> tuple[Tensor, Tensor]:
