@@ -1,7 +1,7 @@
 """Runs `quantize` in processes that are killed in the middle: `python killing.py FILE` with the settings in a JSON file.
 
-Settings: model, output, cache, bits, shard, seed, kills (0: undisturbed), and method, the bits, groups and so on of one that is not the
-default. Prints the moments of the kills. The processes are forked, so torch is loaded once.
+Settings: model, output, cache, bits, shard, seed, kills (0: undisturbed), and method (bits, groups and so on, if it is not the
+default). Prints the moments that the last run reached. The processes are forked, so torch is loaded once.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Runs that are killed, repeated, changed or out of space: the same command goes on and ends with the same bytes, or says why not."""
+"""Runs that are killed, repeated, changed or out of space: the same command goes on to the same bytes, or says why not."""
 
 import errno
 import json
@@ -16,6 +16,7 @@ import torch
 
 import zoo
 from bitbudget.checkpoint.journal import JOURNAL_NAME
+from bitbudget.data import default_text_file
 from bitbudget.errors import InputError, OutputError, VerificationError
 from bitbudget.methods import LlmMq
 from bitbudget.pipeline import api
@@ -155,7 +156,7 @@ def test_a_run_stopped_in_every_stage_goes_on_where_it_stopped(model: Path, fini
         with pytest.raises(KeyboardInterrupt):
             by_budget(model, cache, output, progress=running)
         assert not over & {*running.stages}, (stage, "begins what was over", running.stages)
-        over |= {name for name in running.stages if not name.startswith(("guard", stage))}
+        over |= {name for name in running.stages if not name.startswith(stage.partition(":")[0])}
         shards = [name for name in kept if name.endswith(".safetensors")]
         assert all(times(output)[name] == kept[name] for name in shards)
     last = Noting()
@@ -193,7 +194,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "effort": ({"effort": "normal"}, "effort"),
     "shards": ({"max_shard_bytes": 10**6}, "max shard size (there 300000, here 1000000)"),
     "scratch": ({"scratch": 2**20}, "sequences of the first wave"),
-    "text": ({"text": "changed"}, "text"),
+    "text": ({"text": "changed"}, "text; text's name (there books (packaged), here text.jsonl)"),
 }
 
 
@@ -213,7 +214,7 @@ def test_another_command_is_refused_before_any_work(
     output, (other, words) = request.getfixturevalue(state), OTHERS[case]
     if "text" in other:
         text = tmp_path / "text.jsonl"
-        lines = api.open_text(None, None).path.read_text().splitlines()  # type: ignore[arg-type]
+        lines = default_text_file().read_text().splitlines()
         text.write_text("\n".join(lines[:-1]) + "\n")
         other = {"text": text}
     before, running = contents(output), Noting()
@@ -279,9 +280,9 @@ def test_a_measurement_that_is_gone_is_made_again(
 
 def test_the_cache_has_no_room(model: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
-        usage = shutil.disk_usage(tmp_path)._replace(free=12345)
+        usage = shutil.disk_usage(tmp_path)._replace(free=200_000)
         full.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(OutputError, match=r"take [\d,]+ bytes in the cache folder, and .* has 12,345 bytes free.*--scratch"):
+        with pytest.raises(OutputError, match=r"take [\d,]+ bytes in the cache folder, and .* has 200,000 bytes free.*--scratch"):
             by_budget(model, tmp_path / "cache", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -310,10 +311,10 @@ def test_a_full_disk_is_told_and_the_run_goes_on_after_room_is_made(
     model: Path, cache: Path, finished: Path, small_disk: Callable[[int], Path], tmp_path: Path
 ) -> None:
     size = sum(path.stat().st_size for path in finished.iterdir())
-    disk = small_disk(size // 2)
+    disk = small_disk(size // 4)
     with pytest.raises(OutputError, match=r"takes [\d,]+ bytes, and .* has [\d,]+ bytes free"):
         by_budget(model, cache, disk / "out")
-    disk = small_disk(size + 2**16)
+    disk = small_disk(size + 2**18)
     ballast = disk / "ballast"
     with pytest.raises(OutputError, match=r"the disk is full\. \d+ bytes are needed, \d+ bytes are free"):
         by_budget(model, cache, disk / "out", progress=Filling(ballast))
@@ -373,7 +374,7 @@ def test_a_small_scratch_limit_makes_several_waves(model: Path, cache: Path, fin
     whole = json.loads((finished / "bitbudget.json").read_text())
     assert record["plan"]["settings"]["sequences"] == whole["plan"]["settings"]["sequences"] == 16
     losses = [one["verification"]["measurement"]["kl"] for one in (record, whole)]
-    assert losses[0] < 1.2 * losses[1], "scales and ranges come from fewer sequences, scores from as many"
+    assert losses[0] < 1.5 * losses[1], "scales and ranges come from fewer sequences, scores from as many"
     with pytest.raises(InputError, match="too small"):
         by_budget(model, tmp_path / "cache", tmp_path / "other", scratch=limit // 4 - 1)
     assert not (tmp_path / "other").exists()
