@@ -67,7 +67,7 @@ class _Pairs:
     def __init__(self, question: Question, interactions: Sequence[Interaction]) -> None:
         self.question = question
         self.place = {unit.name: number for number, unit in enumerate(question.units)}
-        self.losses = [np.array(own) for own in question.losses()]
+        self.losses = [np.array(own) for own in question.losses]
         self.labels = [[point.label for point in unit.points] for unit in question.units]
         self.tables = [self._table(interaction) for interaction in interactions]
         self.index = [{id(point): number for number, point in enumerate(unit.points)} for unit in question.units]

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from bitbudget.allocation.multipliers import Relaxed, relax
-from bitbudget.allocation.problem import Column, Problem, quantum_for, scaled_column, sorted_problem, sorting
+from bitbudget.allocation.problem import Column, Problem, quantum_for, scaled_column, sorted_problem, sorting_by_text
 from bitbudget.allocation.search import greedy
 from bitbudget.allocation.units import Point, Unit
 
@@ -113,7 +113,8 @@ def _model(parts: _Parts, rows: Int64[ndarray, "rows"], objective: Int64[ndarray
     )
     limit = np.array([column.limit for column in columns], dtype=np.int64)
     problem = Problem(parts.owner[rows], objective, cost, limit, rows)
-    problem = sorted_problem(problem.subset(_by_text(problem, parts.points)))
+    order = sorting_by_text(problem.unit, cost, objective, lambda row: _text_key(parts.points[rows[row]]))
+    problem = sorted_problem(problem.subset(order))
     cost_units = tuple(float(column.divisor) for column in columns)
     return Model(parts.units, parts.points, parts.owner, parts.losses, problem, unit, cost_units)
 
@@ -129,24 +130,10 @@ def _flat(
 def _columns(
     owner: Int64[ndarray, "points"], points: Sequence[Point], places: Sequence[int], limits: Sequence[int]
 ) -> tuple[Column, ...]:
-    listed = owner.tolist()
     return tuple(
-        scaled_column(listed, [point.cost[place] for point in points], limit)
+        scaled_column(owner, [point.cost[place] for point in points], limit)
         for place, limit in zip(places, limits, strict=True)
     )
-
-
-def _by_text(problem: Problem, points: Sequence[Point]) -> Int64[ndarray, "points"]:
-    """An order in which points of one unit that are equal in every number stand by their text; texts of others are not
-    asked for, since that takes longer than everything else."""
-    order = sorting(problem.unit, problem.cost, problem.objective)
-    table = np.column_stack([problem.unit, problem.cost, problem.objective])[order]
-    same = np.concatenate([[False], (table[1:] == table[:-1]).all(axis=1)])
-    group = np.cumsum(~same)
-    equal = np.flatnonzero(np.bincount(group)[group] > 1)
-    by_text = sorted(equal.tolist(), key=lambda place: (group[place], *_text_key(points[problem.source[order[place]]])))
-    order[equal] = order[by_text]
-    return order
 
 
 def _text_key(point: Point) -> tuple[str, tuple[int, ...], float, float]:
@@ -168,7 +155,7 @@ def least_cost_model(
     owner, points, flat = _flat(units, losses)
     others = [other for other in limited if other != place]
     columns = _columns(owner, points, others, [limited[other] for other in others])
-    target = scaled_column(owner.tolist(), [point.cost[place] for point in points], 0)
+    target = scaled_column(owner, [point.cost[place] for point in points], 0)
     quantum = quantum_for(len(units), loss)
     rows = np.flatnonzero(flat <= loss)
     if len(np.unique(owner[rows])) < len(units):
@@ -177,7 +164,7 @@ def least_cost_model(
     multiples[rows] = np.rint(flat[rows] / quantum).astype(np.int64)
     # Half a unit for every rounded loss, so that rounding forbids no plan that meets the limit.
     ceiling = int(loss / quantum) + len(units) // 2
-    lost = scaled_column(owner[rows].tolist(), multiples[rows].tolist(), ceiling)
+    lost = scaled_column(owner[rows], multiples[rows].tolist(), ceiling)
     column = np.zeros(len(flat), dtype=np.int64)
     column[rows] = lost.cost
     if lost.limit < 0:

@@ -26,7 +26,8 @@ class Objective:
 
     def losses(self, unit: Unit) -> list[float]:
         """The loss of every point of a unit."""
-        losses = [self.loss(point) for point in unit.points]
+        risk = self.risk
+        losses = [max(point.score, 0.0) + risk * point.se for point in unit.points]
         return losses if self.order == "keep" else _raised(unit.points, losses)
 
     def loss(self, point: Point) -> float:

@@ -9,9 +9,8 @@ from typing import Any
 
 from bitbudget.allocation.documents import read_document
 from bitbudget.allocation.frontier import Frontier
-from bitbudget.allocation.question import DEFAULT, Budgets, Settings
+from bitbudget.allocation.question import DEFAULT, Budgets, Question, Settings
 from bitbudget.allocation.solution import Solution
-from bitbudget.allocation.solve import frontier, solve
 from bitbudget.allocation.tables import ScoreTable
 from bitbudget.checkpoint.atomic import write_atomic
 from bitbudget.errors import InputError
@@ -175,9 +174,10 @@ def plan_from_table(table: ScoreTable, budgets: Budgets, settings: Settings = DE
     if unknown:
         raise InputError(f"The table has no dimension {unknown[0]}; it has {', '.join(table.dimensions)}.")
     limits = {name: budgets.get(name) for name in table.dimensions}
-    solution = solve(table.units, limits, settings)
+    asked = Question(table.units, limits, settings)
+    solution = asked.solved()
     limited = [name for name, limit in limits.items() if limit is not None]
-    curve = frontier(table.units, limited[0], limits, settings) if len(limited) == 1 else None
+    curve = asked.frontier(limited[0]) if len(limited) == 1 else None
     return plan_of(solution, settings, table.inputs, curve)
 
 

@@ -8,9 +8,10 @@ of the best loss for 5,000 units, 1e-12 for 200: totals are exact, and sums that
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
@@ -79,26 +80,27 @@ class Column:
     divisor: int
 
 
-def scaled_column(unit: Sequence[int], costs: Sequence[int], limit: int) -> Column:
-    """Costs above their unit's minimum over their greatest common divisor.
+def scaled_column(unit: Int64[ndarray, "points"], costs: Sequence[int], limit: int) -> Column:
+    """Costs above their unit's minimum over their greatest common divisor; points by unit, costs of any size.
 
     Raises:
         InputError: they spread over more than 61 bits even so.
     """
-    least: dict[int, int] = {}
-    most: dict[int, int] = {}
-    for index, cost in zip(unit, costs, strict=True):
-        least[index] = min(least.get(index, cost), cost)
-        most[index] = max(most.get(index, cost), cost)
-    spread = sum(most.values()) - sum(least.values())
-    above = [cost - least[index] for index, cost in zip(unit, costs, strict=True)]
-    divisor = math.gcd(*above) or 1
+    wide = max(costs) >= LARGEST
+    amount = np.array(costs, dtype=object if wide else np.int64)
+    first = np.flatnonzero(np.diff(unit, prepend=-1))
+    least = np.minimum.reduceat(amount, first)
+    most = np.maximum.reduceat(amount, first)
+    floor = sum(least.tolist())
+    spread = sum(most.tolist()) - floor
+    above = amount - np.repeat(least, np.diff(first, append=len(unit)))
+    divisor = int(np.gcd.reduce(above)) or 1
     if spread // divisor >= LARGEST:
         raise InputError(
             f"Costs spread over {spread:,}, more than the {LARGEST:,} that totals may span. Use a larger unit."
         )
-    left = min(limit - sum(least.values()), spread) // divisor
-    return Column(np.array([cost // divisor for cost in above], dtype=np.int64), max(left, -1), divisor)
+    left = min(limit - floor, spread) // divisor
+    return Column((above // divisor).astype(np.int64), max(left, -1), divisor)
 
 
 def quantum_for(units: int, largest: float) -> float:
@@ -121,6 +123,24 @@ def sorting(
 ) -> Int64[ndarray, "points"]:
     """The order of points in a problem; equal ones stay as they are."""
     return np.lexsort((objective, *cost.T[::-1], unit))
+
+
+def sorting_by_text(
+    unit: Int64[ndarray, "points"],
+    cost: Int64[ndarray, "points dimensions"],
+    value: Shaped[ndarray, "points"],
+    text: Callable[[int], tuple[Any, ...]],
+) -> Int64[ndarray, "points"]:
+    """The order of points in which those of one unit that are equal in every number stand by their text; texts of others
+    are not asked for, since that takes longer than everything else."""
+    order = np.lexsort((value, *cost.T[::-1], unit))
+    same = np.zeros(len(order), dtype=bool)
+    same[1:] = np.all([column[order[1:]] == column[order[:-1]] for column in (unit, value, *cost.T)], axis=0)
+    group = np.cumsum(~same)
+    equal = np.flatnonzero(np.bincount(group)[group] > 1)
+    by_text = sorted(equal.tolist(), key=lambda place: (group[place], *text(int(order[place]))))
+    order[equal] = order[by_text]
+    return order
 
 
 def _undominated(problem: Problem) -> Bool[ndarray, "points"]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from bitbudget.allocation.frontier import Frontier, hull_frontier
 from bitbudget.allocation.infeasible import Infeasible, blocking_units
 from bitbudget.allocation.model import Model, least_loss_model
 from bitbudget.allocation.objective import Objective
@@ -51,9 +53,19 @@ class Question:
             raise InputError(f"There is no dimension {dimension}; the budgets name {', '.join(self.names)}.")
         return self.names.index(dimension)
 
+    @cached_property
     def losses(self) -> list[list[float]]:
         """What is minimised, for every point of every unit."""
         return [self.settings.objective.losses(unit) for unit in self.units]
+
+    def frontier(self, dimension: str) -> Frontier:
+        """The least loss over the cost in one dimension, whatever the budgets."""
+        return hull_frontier(self.units, self.losses, dimension, self.place(dimension))
+
+    def solved(self, start: Mapping[str, Point] | None = None) -> Solution:
+        """The plan of least loss."""
+        self.refuse_single_budgets()
+        return self.least_loss(self.losses, start)
 
     def least_loss(self, losses: Sequence[Sequence[float]], start: Mapping[str, Point] | None) -> Solution:
         """The plan of least loss for given losses, which must not be negative."""

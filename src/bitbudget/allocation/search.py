@@ -16,7 +16,8 @@ from bitbudget.allocation.sweep import Sweep, Swept
 from bitbudget.allocation.tree import Tree, core_of
 
 LAST_PLANS = 6  # of the relaxation: those near its optimum
-NARROW = 256  # states of the first sweep, which is there to find a plan
+TRIAL_STATES = (1024, 2048)  # of the first sweep, which is there to find a plan: for one budget, for several
+TRIAL_UNITS = 48  # how many units may leave the base plan in it
 
 Tie = Callable[[int], int]  # source of a point → what decides between plans of equal loss and costs
 
@@ -96,12 +97,13 @@ def greedy(problem: Problem, plans: Iterable[Int64[ndarray, "units"]]) -> Int64[
 
 
 def _closed(lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie) -> Found:
-    """A narrow sweep for a good plan; where the gap stays open, HiGHS for a better one, a wide sweep, a tree."""
+    """A sweep over few units for a good plan, one over all; where the gap stays open, HiGHS for a better plan, another sweep,
+    a tree."""
     problem = lower.problem
     several = problem.dimensions > 1
-    best, swept = _swept(lower, best, tie, min(NARROW, effort.states))
-    if not swept.complete and not several:
-        best, swept = _swept(lower, best, tie, effort.states)
+    best, swept = _swept(lower, best, tie, min(TRIAL_STATES[several], effort.states), units=TRIAL_UNITS)
+    if not swept.complete:
+        best, swept = _swept(lower, best, tie, effort.states, all_or_nothing=several)
     asked = not swept.complete and effort.nodes > 0
     if asked:
         proposal = branched(lower, problem.value(best), effort.nodes)
@@ -138,10 +140,15 @@ def _through(problem: Problem, tie: Tie) -> Tie:
 
 
 def _swept(
-    lower: Bound, best: Int64[ndarray, "units"], tie: Tie, states: int, all_or_nothing: bool = False
+    lower: Bound,
+    best: Int64[ndarray, "units"],
+    tie: Tie,
+    states: int,
+    all_or_nothing: bool = False,
+    units: int | None = None,
 ) -> tuple[Int64[ndarray, "units"], Swept]:
     problem = lower.problem
-    swept = Sweep(lower, problem.value(best), tie, states).run(all_or_nothing)
+    swept = Sweep(lower, problem.value(best), tie, states, units).run(all_or_nothing)
     return _better(problem, best, swept), swept
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from bitbudget.allocation.frontier import Frontier, hull_frontier
+from bitbudget.allocation.frontier import Frontier
 from bitbudget.allocation.model import least_cost_model
 from bitbudget.allocation.question import DEFAULT, Budgets, Question, Settings
 from bitbudget.allocation.search import search
@@ -26,9 +26,7 @@ def solve(
         Infeasible: no plan fits; it says what is within reach.
         InputError: units, budgets or rules that make no sense.
     """
-    asked = Question(units, budgets, settings)
-    asked.refuse_single_budgets()
-    return asked.least_loss(asked.losses(), start)
+    return Question(units, budgets, settings).solved(start)
 
 
 def frontier(units: Sequence[Unit], dimension: str, budgets: Budgets, settings: Settings = DEFAULT) -> Frontier:
@@ -36,8 +34,7 @@ def frontier(units: Sequence[Unit], dimension: str, budgets: Budgets, settings: 
 
     budgets: only their names are looked at.
     """
-    asked = Question(units, dict.fromkeys(budgets), settings)
-    return hull_frontier(asked.units, asked.losses(), dimension, asked.place(dimension))
+    return Question(units, dict.fromkeys(budgets), settings).frontier(dimension)
 
 
 def cheapest(
@@ -55,7 +52,7 @@ def cheapest(
     asked = Question(units, lifted, settings)
     place = asked.place(dimension)
     asked.refuse_single_budgets()
-    losses = asked.losses()
+    losses = asked.losses
     built = least_cost_model(asked.units, losses, place, loss, asked.limited)
     found = None if built is None else search(built.problem, settings.effort, built.tie)
     if built is None or found is None:

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from bitbudget.allocation.bound import Bound
+from bitbudget.allocation.completion import Completion
 from bitbudget.allocation.problem import Problem
-
-THRESHOLDS = 48  # how many partial orders look for dominated states when there are several budgets
+from bitbudget.allocation.states import best_states
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,12 @@ class _States:
 
 
 class Sweep:
-    """One sweep over a problem; `best` is the loss of a plan already known."""
+    """One sweep over a problem; `best` is the loss of a plan already known, `units` how many may leave the base plan: with
+    fewer than are open the sweep looks for plans and proves nothing."""
 
-    def __init__(self, bound: Bound, best: int, tie: Callable[[int], int], state_limit: int) -> None:
+    def __init__(
+        self, bound: Bound, best: int, tie: Callable[[int], int], state_limit: int, units: int | None = None
+    ) -> None:
         self.problem: Problem = bound.problem
         self.bound = bound
         self.best = best
@@ -64,9 +67,9 @@ class Sweep:
         self.base_loss = self.problem.value(bound.base)
         self.dropped: int | None = None
         self.most = 1
-        self._find_moves(tie)
+        self._find_moves(tie, units)
 
-    def _find_moves(self, tie: Callable[[int], int]) -> None:
+    def _find_moves(self, tie: Callable[[int], int], units: int | None) -> None:
         """The moves that the gap leaves open, grouped by unit, and how far the later ones reach."""
         rows = np.flatnonzero(self.bound.within(self.best - self.bound.value))
         base = self.bound.base[self.problem.unit[rows]]
@@ -76,6 +79,9 @@ class Sweep:
         nearest = np.full(self.problem.units, np.iinfo(np.int64).max)
         np.minimum.at(nearest, unit, above)
         order = np.lexsort((above, unit, nearest[unit]))
+        starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
+        if units is not None and len(starts) > units:
+            order, self.dropped = order[: starts[units]], self.bound.value
         self.rows, base, self.above = rows[order], base[order], above[order]
         self.cost = self.problem.cost[self.rows] - self.problem.cost[base]
         self.loss = self.problem.objective[self.rows] - self.problem.objective[base]
@@ -86,8 +92,8 @@ class Sweep:
         )
         unit = self.problem.unit[self.rows]
         self.starts = np.flatnonzero(np.diff(unit, prepend=-1)) if len(unit) else np.zeros(0, np.int64)
-        # What the moves of a unit and of all later units can at most add to a cost, and take away.
-        self.rise = self._reach(np.maximum(self.cost, 0), np.maximum)
+        # What the moves of a unit and of all later units can at most take from a cost.
+        self.completion = Completion(self.above, self.cost, self.starts, self.bound.multipliers)
         self.fall = self._reach(np.minimum(self.cost, 0), np.minimum)
 
     def _reach(self, change: Int64[ndarray, "moves dimensions"], most: np.ufunc) -> Int64[ndarray, "stages dimensions"]:
@@ -147,7 +153,7 @@ class Sweep:
         states = states.take(floor <= self.best)
         kept = np.lexsort((states.tie, states.loss, *states.cost.T[::-1]))
         states = states.take(kept)
-        states = states.take(_undominated(states.cost, states.loss))
+        states = states.take(best_states(states.cost, states.loss))
         if len(states.loss) <= self.state_limit:
             return states
         floor = self._floor(states, stage)
@@ -157,14 +163,8 @@ class Sweep:
         return states.take(order[: self.state_limit])
 
     def _floor(self, states: _States, stage: int) -> Int64[ndarray, "states"]:
-        """No completion of a state loses less: the bound, its reduced costs, and the price of what it cannot use."""
-        unused = np.maximum(self.left - states.cost - self.rise[stage], 0)
-        price = np.zeros(len(states.loss))
-        for dimension, multiplier in enumerate(self.bound.multipliers):
-            price = price + multiplier * unused[:, dimension]
-        # Rounded down by more than floating point may have rounded up, and kept within integers.
-        lost = np.floor(np.minimum(price * (1.0 - 2.0**-48), 2.0**61)).astype(np.int64)
-        return self.bound.value + states.above + lost
+        """No completion of a state loses less: the bound, its reduced costs, and what is still to come."""
+        return self.bound.value + states.above + self.completion.least(self.left - states.cost, stage)
 
     def _leader(
         self, states: _States, stage: int, leader: tuple[tuple[int, ...], int, int] | None
@@ -196,40 +196,3 @@ class Sweep:
                 rows[self.problem.unit[row]] = row
             state = parent
         return rows
-
-
-def _undominated(cost: Int64[ndarray, "states dimensions"], loss: Int64[ndarray, "states"]) -> Bool[ndarray, "states"]:
-    """Mask of states that no earlier one is found to match or beat; sorted by costs, then loss.
-
-    One budget: exact. Several: a state is compared with those that lie below one of a few thresholds in the other costs.
-    """
-    if cost.shape[1] == 0:
-        return np.arange(len(loss)) == np.argmin(loss) if len(loss) else np.zeros(0, bool)
-    if cost.shape[1] == 1:
-        return _falls(loss)
-    kept = ~np.concatenate([[False], (np.diff(cost, axis=0) == 0).all(axis=1)]) if len(loss) else np.zeros(0, bool)
-    for limits in _thresholds(cost):
-        below = (cost[:, 1:] <= limits).all(axis=1)
-        least = np.minimum.accumulate(np.where(below, loss, np.iinfo(np.int64).max))
-        earlier = np.concatenate([[np.iinfo(np.int64).max], least[:-1]])
-        beyond = (cost[:, 1:] >= limits).all(axis=1)
-        kept &= ~(beyond & (earlier <= loss))
-    return kept
-
-
-def _falls(loss: Int64[ndarray, "states"]) -> Bool[ndarray, "states"]:
-    if not len(loss):
-        return np.zeros(0, bool)
-    before = np.concatenate([[np.iinfo(np.int64).max], np.minimum.accumulate(loss)[:-1]])
-    return loss < before
-
-
-def _thresholds(cost: Int64[ndarray, "states dimensions"]) -> list[Int64[ndarray, "others"]]:
-    """Values of the costs beyond the first, at even ranks."""
-    others = cost.shape[1] - 1
-    count = min(max(round(THRESHOLDS ** (1 / others)), 2), max(len(cost), 1))
-    if not len(cost):
-        return []
-    ranks = np.linspace(0, len(cost) - 1, count).astype(np.int64)
-    grids = np.meshgrid(*(np.sort(cost[:, place])[ranks] for place in range(1, others + 1)), indexing="ij")
-    return list(np.unique(np.stack([grid.ravel() for grid in grids], axis=1), axis=0))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
+from numbers import Real
 from typing import Any
 
 from bitbudget.allocation.dominance import undominated
@@ -66,10 +67,26 @@ def check_units(units: Sequence[Unit], dimensions: int) -> None:
                 )
             owner[layer] = unit.name
         layers = unit.points[0].choices.keys()
-        for point in unit.points:
-            if point.choices.keys() != layers:
-                raise InputError(f"The points of {unit.name} assign different layers; each must assign all of them.")
-            _check_point(unit.name, point, dimensions)
+        if any(point.choices.keys() != layers for point in unit.points):
+            raise InputError(f"The points of {unit.name} assign different layers; each must assign all of them.")
+        if not _sound(unit.points, dimensions):
+            for point in unit.points:
+                _check_point(unit.name, point, dimensions)
+
+
+def _sound(points: Sequence[Point], dimensions: int) -> bool:
+    """Whether the usual types hold proper values: many points at once, since each for itself takes long."""
+    if {len(point.cost) for point in points} != {dimensions}:
+        return False
+    costs = [cost for point in points for cost in point.cost]
+    numbers = [number for point in points for number in (point.score, point.se)]
+    return (
+        set(map(type, costs)) <= {int}
+        and set(map(type, numbers)) == {float}
+        and all(map(math.isfinite, numbers))
+        and min(costs, default=0) >= 0
+        and min(numbers[1::2]) >= 0
+    )
 
 
 def _check_point(name: str, point: Point, dimensions: int) -> None:
@@ -81,11 +98,16 @@ def _check_point(name: str, point: Point, dimensions: int) -> None:
         raise InputError(
             f"The point {point.label} of {name} costs {point.cost}; costs are Python integers from 0 upwards."
         )
-    if not (math.isfinite(point.score) and math.isfinite(point.se) and point.se >= 0):
+    numbers = (point.score, point.se)
+    if not (all(_is_finite(value) for value in numbers) and point.se >= 0):
         raise InputError(
             f"The point {point.label} of {name} has score {point.score} and standard error {point.se}. Leave out a choice "
             "whose loss could not be measured."
         )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def joined(name: str, units: Sequence[Unit]) -> Unit:

@@ -60,6 +60,19 @@ def judge(
     progress: Progress,
 ) -> tuple[Judged, ...]:
     """KL of every candidate from the original, in nats per token, all on the same text, in the order given."""
+    documents = by_document(source, candidates, sequences, where, progress)
+    first = documents[candidates[0].name]
+    return tuple(_judged(candidate, documents[candidate.name], first) for candidate in candidates)
+
+
+def by_document(
+    source: SourceModel,
+    candidates: Sequence[Candidate],
+    sequences: Sequence[TokenSequence],
+    where: tuple[torch.device, torch.dtype],
+    progress: Progress,
+) -> dict[str, dict[int, Sums]]:
+    """Candidate -> document -> what was measured there."""
     original = BlockStream(source, CheckpointWeights(source.checkpoint), *where)
     tables: dict[str, Fitted] = {}
     streams = {
@@ -73,8 +86,7 @@ def judge(
         tables.clear()
         _through_blocks(every, states, progress)
         _compare(every, heads, states, wave, documents, progress)
-    first = documents[candidates[0].name]
-    return tuple(_judged(candidate, documents[candidate.name], first) for candidate in candidates)
+    return documents
 
 
 def best(judged: Sequence[Judged]) -> Judged:

@@ -8,9 +8,11 @@ would be on average over roundings. What they really are is part of the loss: ρ
 shrinks all rows alike) with variance τ² from layer to layer, and F shows it under its noise σ². Both are estimated from all
 layers together, and
 
-    score = R · (r + w (ρ − r)),      w = τ² / (τ² + σ²),
+    score = R · (r + w (ρ − r)),      w = τ² / (τ² + σ²),      τ² + σ² = mean (ρ − r)²,      σ² = mean se(ρ)²,
 
 the composite estimator of Fay and Herriot (J. Am. Stat. Assoc. 74, 1979). With many sequences w goes to 1 and the score to F.
+Both are means, of quantities in the same unit: whatever the tails of F, mean (ρ − r)² − mean se(ρ)² is τ² on average. A median in
+place of one of them takes heavy tails of the noise for differences of layers.
 """
 
 from collections.abc import Sequence
@@ -30,11 +32,11 @@ def composite(whole: Estimate, by_row: Estimate, choices: Sequence[str]) -> Esti
     ratio = torch.where(usable, whole.score / by_row.score.clamp(min=torch.finfo(torch.float64).tiny), 1.0)
     if not bool(usable.any()):
         return whole
-    # One variance for all pairs: a pair's own is as noisy as its value.
-    noise = (whole.se[usable] / whole.score[usable]).square().median()
     names = {choice: number for number, choice in enumerate(dict.fromkeys(choices))}
     group = torch.tensor([names[choice] for choice in choices])
     mean = _shrunk_means(ratio, usable, group, len(names))
+    # One variance for all pairs: a pair's own is as noisy as its value.
+    noise = (whole.se[usable] / by_row.score[usable]).square().mean()
     spread = ((ratio - mean)[usable].square().mean() - noise).clamp(min=0)
     weight = spread / (spread + noise) if noise > 0 else torch.tensor(1.0)
     score = by_row.score * (mean + weight * (ratio - mean))
