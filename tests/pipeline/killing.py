@@ -20,8 +20,7 @@ from bitbudget.pipeline.api import quantize
 from bitbudget.pipeline.budgets import Budget
 from bitbudget.pipeline.by_budget import Options
 
-Moment = tuple[str, int]  # a stage, and how often it has told of its progress
-LONGEST = 0.05  # seconds between a moment and the kill
+Moment = tuple[str, int, float]  # a stage, how much of it is done (what is skipped counts), seconds to the next moment
 
 
 class Telling:
@@ -29,14 +28,15 @@ class Telling:
 
     def __init__(self, descriptor: int) -> None:
         self._pipe = os.fdopen(descriptor, "w", buffering=1)
-        self._stage = ""
+        self._stage, self._done = "", 0
 
     def start(self, stage: str, total: int) -> None:
-        self._stage = stage
+        self._stage, self._done = stage, 0
         self.advance(0)
 
     def advance(self, amount: int) -> None:
-        self._pipe.write(self._stage + "\n")
+        self._done += amount
+        self._pipe.write(f"{self._done} {self._stage}\n")
 
     def finish(self) -> None:
         self.advance(0)
@@ -59,36 +59,46 @@ def started(settings: dict[str, Any]) -> tuple[int, int]:
     os._exit(0)
 
 
-def moments(settings: dict[str, Any], until: Moment | None, delay: float) -> list[Moment]:
-    """Lets a process run, to its end or until a moment and a while longer; returns the moments that it reached."""
+def moments(settings: dict[str, Any], until: Moment | None, delay: float) -> tuple[list[Moment], bool]:
+    """Lets a process run, to its end or until a moment and a while longer; returns its moments, and whether that one came."""
     process, reading = started(settings)
-    seen: list[Moment] = []
-    counts: dict[str, int] = {}
+    seen: list[tuple[str, int, float]] = []
+    came = False
     with os.fdopen(reading) as pipe:
         for line in pipe:
-            stage = line.strip()
-            counts[stage] = counts.get(stage, 0) + 1
-            seen.append((stage, counts[stage]))
-            if seen[-1] == until:
+            done, stage = line.rstrip("\n").split(" ", 1)
+            seen.append((stage, int(done), time.monotonic()))
+            if until is not None and stage == until[0] and int(done) >= until[1]:
                 time.sleep(delay)
                 os.kill(process, signal.SIGKILL)
+                came = True
                 break
     _, status = os.waitpid(process, 0)
     assert until is not None or status == 0, "an undisturbed run succeeds"
-    return seen
+    ends = [at for _, _, at in seen[1:]] + [time.monotonic()]
+    return [(stage, done, end - at) for (stage, done, at), end in zip(seen, ends, strict=True)], came
+
+
+def chosen(every: list[Moment], kills: int, generator: random.Random) -> list[Moment]:
+    """Moments of all stages in turn, in the order of the run, so that each is still ahead when its turn comes."""
+    stages = list(dict.fromkeys(stage for stage, _, _ in every))
+    generator.shuffle(stages)
+    places: set[int] = set()
+    while len(places) < kills:
+        stage = stages[len(places) % len(stages)]
+        places.add(generator.choice([place for place, moment in enumerate(every) if moment[0] == stage]))
+    return [every[place] for place in sorted(places)]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     settings = json.loads(Path(sys.argv[1]).read_text())
+    generator = random.Random(settings["seed"])
     if settings["kills"]:
-        generator = random.Random(settings["seed"])
-        every = [tuple(moment) for moment in settings["moments"]]
-        # In order, so that each is still ahead when its turn comes.
-        for place in sorted(generator.sample(range(len(every)), settings["kills"])):
-            reached = moments(settings, every[place], generator.uniform(0, LONGEST))
-            print(every[place], "reached" if every[place] in reached else "was over before", file=sys.stderr)
-    json.dump(moments(settings, None, 0.0), sys.stdout)
+        for moment in chosen([tuple(entry) for entry in settings["moments"]], settings["kills"], generator):
+            _, came = moments(settings, moment, generator.uniform(0, moment[2]))
+            print(moment, "killed" if came else "was over before", file=sys.stderr)
+    json.dump(moments(settings, None, 0.0)[0], sys.stdout)
 
 
 if __name__ == "__main__":
