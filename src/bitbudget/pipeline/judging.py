@@ -4,6 +4,7 @@ run that is killed while it writes goes on writing.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -40,7 +41,8 @@ def judged(planner: Planner, candidates: Sequence[Candidate], text: Sample) -> t
     }
     path = planner.work.path("guard", f"{fingerprint(depends)[:DIGITS]}.json")
     if path.is_file():
-        return tuple(Judged(**one) for one in json.loads(path.read_bytes()))
+        with suppress(ValueError, TypeError):  # damaged: judged again
+            return tuple(Judged(**one) for one in json.loads(path.read_bytes()))
     where = planner.device, planner.dtype
     found = judge(planner.source, candidates, text.sequences, where, planner.run.progress)
     make_folder(path.parent)
