@@ -151,8 +151,7 @@ class Sweep:
         states = states.take(fits)
         floor = self._floor(states, stage)
         states = states.take(floor <= self.best)
-        kept = np.lexsort((states.tie, states.loss, *states.cost.T[::-1]))
-        states = states.take(kept)
+        states = states.take(_by_cost(states))
         states = states.take(best_states(states.cost, states.loss))
         if len(states.loss) <= self.state_limit:
             return states
@@ -160,7 +159,7 @@ class Sweep:
         order = np.argsort(floor, kind="stable")
         lost = int(floor[order[self.state_limit]])
         self.dropped = lost if self.dropped is None else min(self.dropped, lost)
-        return states.take(order[: self.state_limit])
+        return states.take(np.sort(order[: self.state_limit]))
 
     def _floor(self, states: _States, stage: int) -> Int64[ndarray, "states"]:
         """No completion of a state loses less: the bound, its reduced costs, and what is still to come."""
@@ -196,3 +195,18 @@ class Sweep:
                 rows[self.problem.unit[row]] = row
             state = parent
         return rows
+
+
+def _by_cost(states: _States) -> Int64[ndarray, "states"]:
+    """The order of states by costs, loss and tie. They come in a few rising runs of the first cost, which a stable sort
+    merges in no time; only those of equal first cost are looked at further."""
+    if states.cost.shape[1] == 0:
+        return np.lexsort((states.tie, states.loss))
+    order = np.argsort(states.cost[:, 0], kind="stable")
+    first = states.cost[order, 0]
+    same = np.zeros(len(order) + 1, dtype=bool)
+    same[1:-1] = first[1:] == first[:-1]
+    equal = np.flatnonzero(same[1:] | same[:-1])
+    tied = order[equal]
+    order[equal] = tied[np.lexsort((states.tie[tied], states.loss[tied], *states.cost[tied].T[::-1]))]
+    return order
