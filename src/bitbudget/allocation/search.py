@@ -193,5 +193,6 @@ def least_cost(problem: Problem, dimension: int, effort: Effort, tie: Tie) -> Fo
         source=np.arange(len(problem.unit)),
     )
     turned = sorted_problem(turned)
-    found = search(turned, effort, lambda row: tie(int(problem.source[row])))
+    # A plan within the limit may be the only one: what is merely near it is not enough.
+    found = search(turned, replace(effort, near=0.0), lambda row: tie(int(problem.source[row])))
     return None if found is None else replace(found, rows=turned.source[found.rows])

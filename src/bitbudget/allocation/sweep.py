@@ -8,8 +8,8 @@ before their turn. Where there are more states than allowed the least promising 
 might have reached: it stays valid, and `complete` says no more.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -128,31 +128,30 @@ class Sweep:
     def _moved(self, states: _States, start: int, stop: int) -> _States:
         """Every state without a move of this unit and with each of its moves that the bound allows."""
         count = len(states.loss)
-        parents, moves = [np.arange(count)], [np.full(count, -1)]
+        whole = _States(states.cost, states.loss, states.above, states.tie, np.arange(count), np.full(count, -1))
+        parts = [whole]
         for move in range(start, stop):
-            near = np.flatnonzero(states.above + (self.bound.value + self.above[move]) <= self.best)
-            parents.append(near)
-            moves.append(np.full(len(near), move))
-        parent, taken = np.concatenate(parents), np.concatenate(moves)
-        stay = taken < 0
-        add = np.where(stay, 0, taken)
-        return _States(
-            cost=states.cost[parent] + np.where(stay[:, None], 0, self.cost[add]),
-            loss=states.loss[parent] + np.where(stay, 0, self.loss[add]),
-            above=states.above[parent] + np.where(stay, 0, self.above[add]),
-            tie=states.tie[parent] + np.where(stay, 0, self.tie[add]),
-            parent=parent,
-            move=taken,
-        )
+            near = np.flatnonzero(states.above <= self.best - self.bound.value - self.above[move])
+            parts.append(
+                _States(
+                    cost=states.cost[near] + self.cost[move],
+                    loss=states.loss[near] + self.loss[move],
+                    above=states.above[near] + self.above[move],
+                    tie=states.tie[near] + self.tie[move],
+                    parent=near,
+                    move=np.full(len(near), move),
+                )
+            )
+        return _joined(parts)
 
     def _pruned(self, states: _States, stage: int) -> _States:
         """Without states that cannot end within the limits, beat the best plan, or beat another state."""
-        fits = (states.cost + self.fall[stage] <= self.left).all(axis=1)
-        states = states.take(fits)
-        floor = self._floor(states, stage)
-        states = states.take(floor <= self.best)
-        states = states.take(_by_cost(states))
-        states = states.take(best_states(states.cost, states.loss))
+        inside = self._floor(states, stage) <= self.best
+        for dimension, room in enumerate((self.left - self.fall[stage]).tolist()):
+            inside &= states.cost[:, dimension] <= room
+        states = states.take(np.flatnonzero(inside))
+        order = _by_cost(states)
+        states = states.take(order[best_states(states.cost[order], states.loss[order])])
         if len(states.loss) <= self.state_limit:
             return states
         floor = self._floor(states, stage)
@@ -195,6 +194,11 @@ class Sweep:
                 rows[self.problem.unit[row]] = row
             state = parent
         return rows
+
+
+def _joined(parts: Sequence[_States]) -> _States:
+    names = [entry.name for entry in fields(_States)]
+    return _States(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def _by_cost(states: _States) -> Int64[ndarray, "states"]:
