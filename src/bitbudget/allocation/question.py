@@ -32,6 +32,10 @@ class Settings:
 DEFAULT = Settings()
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 class Question:
     """What a caller asks, checked: units by name with the points that their rules leave."""
 
@@ -42,7 +46,7 @@ class Question:
             if name in budgets:
                 raise InputError(f"A cost cannot be called {name}: the word stands for what the solver minimises.")
         for name, limit in budgets.items():
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral)):
+            if not (limit is None or _whole(limit)):
                 raise InputError(f"The budget of {name} is {limit!r}; budgets are whole numbers, or None for no limit.")
         check_units(units, len(budgets))
         if not 0.0 <= settings.objective.risk < math.inf:

@@ -98,15 +98,15 @@ def _check_point(name: str, point: Point, dimensions: int) -> None:
         raise InputError(
             f"The point {point.label} of {name} costs {point.cost}; costs are Python integers from 0 upwards."
         )
-    numbers = (point.score, point.se)
-    if not (
-        all(isinstance(value, Real) and type(value) is not bool and math.isfinite(value) for value in numbers)
-        and point.se >= 0
-    ):
+    if not (_number(point.score) and _number(point.se) and point.se >= 0):
         raise InputError(
             f"The point {point.label} of {name} has score {point.score} and standard error {point.se}. Leave out a choice "
             "whose loss could not be measured."
         )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
 
 
 def text_key(point: Point) -> tuple[str, tuple[int, ...], float, float]:
