@@ -106,7 +106,7 @@ def _check_point(name: str, point: Point, dimensions: int) -> None:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def text_key(point: Point) -> tuple[str, tuple[int, ...], float, float]:
