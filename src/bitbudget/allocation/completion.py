@@ -56,8 +56,8 @@ class Completion:
         self.directions: list[_Direction] = []
         if not len(starts) or not multipliers:
             return
-        scale = np.abs(cost).sum(axis=0) / len(cost)
-        unit = 1.0 / np.maximum(scale, 1.0)
+        mean = (np.abs(cost) // len(cost)).sum(axis=0)  # in integers that cannot overflow, alike on every machine
+        unit = 1.0 / np.maximum(mean, 1).astype(np.float64)
         for weights in _directions(len(multipliers)):
             made = _direction(above.astype(np.float64), cost, starts, np.array(multipliers), weights * unit)
             if made is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bitbudget.allocation.hull import steps
 from bitbudget.allocation.problem import scaled_column, sorting_by_text, strictly_falling
-from bitbudget.allocation.units import Point, Unit
+from bitbudget.allocation.units import Point, Unit, text_key
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def hull_frontier(units: Sequence[Unit], losses: Sequence[Sequence[float]], dime
     owner = np.repeat(np.arange(len(units)), [len(unit.points) for unit in units])
     loss = np.array([value for own in losses for value in own], dtype=np.float64)
     column = scaled_column(owner, [point.cost[place] for point in points], 0)
-    order = sorting_by_text(owner, column.cost[:, None], loss, lambda row: (points[row].label,))
+    order = sorting_by_text(owner, column.cost[:, None], loss, lambda row: text_key(points[row]))
     order = order[strictly_falling(owner[order], loss[order])]
     first = order[np.flatnonzero(np.diff(owner[order], prepend=-1))]
     origins, targets, _ = steps(owner[order], column.cost[order], loss[order])

@@ -12,7 +12,7 @@ from numpy import ndarray
 from bitbudget.allocation.multipliers import Relaxed, relax
 from bitbudget.allocation.problem import Column, Problem, quantum_for, scaled_column, sorted_problem, sorting_by_text
 from bitbudget.allocation.search import greedy
-from bitbudget.allocation.units import Point, Unit
+from bitbudget.allocation.units import Point, Unit, text_key
 
 TIE_BYTES = 5  # of a hash: sums over a million units stay below 2^61
 ENOUGH = 4.0  # losses are counted finely enough when the largest is at most this many times a plan's total
@@ -113,7 +113,7 @@ def _model(parts: _Parts, rows: Int64[ndarray, "rows"], objective: Int64[ndarray
     )
     limit = np.array([column.limit for column in columns], dtype=np.int64)
     problem = Problem(parts.owner[rows], objective, cost, limit, rows)
-    order = sorting_by_text(problem.unit, cost, objective, lambda row: _text_key(parts.points[rows[row]]))
+    order = sorting_by_text(problem.unit, cost, objective, lambda row: text_key(parts.points[rows[row]]))
     problem = sorted_problem(problem.subset(order))
     cost_units = tuple(float(column.divisor) for column in columns)
     return Model(parts.units, parts.points, parts.owner, parts.losses, problem, unit, cost_units)
@@ -134,10 +134,6 @@ def _columns(
         scaled_column(owner, [point.cost[place] for point in points], limit)
         for place, limit in zip(places, limits, strict=True)
     )
-
-
-def _text_key(point: Point) -> tuple[str, tuple[int, ...], float, float]:
-    return point.label, point.cost, point.score, point.se
 
 
 def least_cost_model(

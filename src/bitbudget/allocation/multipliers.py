@@ -7,7 +7,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 from bitbudget.allocation.bound import lagrangian
-from bitbudget.allocation.highs import silent
+from bitbudget.allocation.ceiling import highest
 from bitbudget.allocation.hull import taken, upgrades
 from bitbudget.allocation.problem import Problem, sorted_problem
 
@@ -96,20 +96,13 @@ class _CuttingPlanes:
 
     def _master(self, scale: float) -> tuple[float, Float64[ndarray, "dimensions"]]:
         """The highest point under all cuts: how far above the best bound, and where from its multipliers."""
-        from scipy.optimize import linprog  # type: ignore[import-untyped]  # imported late: one budget does without
-
         cuts = np.array(self.cuts)
         excess = cuts[:, 1:]
         there = cuts[:, 0] - self.height
         for dimension, multiplier in enumerate(self.best.tolist()):
             there = there + multiplier * excess[:, dimension]
-        matrix = np.column_stack([np.ones(len(cuts)), -excess / self.cost_unit])
-        least = np.maximum(-self.best * self.cost_unit / scale, -self.box)
-        bounds = [(None, None), *((low, self.box) for low in least.tolist())]
-        costs = [-1.0] + [0.0] * self.problem.dimensions
-        with silent():
-            answer = linprog(costs, A_ub=matrix, b_ub=there / scale, bounds=bounds, method="highs")
-        return (0.0, np.zeros(self.problem.dimensions)) if answer.x is None else (float(answer.x[0]), answer.x[1:])
+        low = np.maximum(-self.best * self.cost_unit / scale, -self.box)
+        return highest(there / scale, excess / self.cost_unit, low, np.full(self.problem.dimensions, self.box))
 
 
 def shortened(value: float) -> float:

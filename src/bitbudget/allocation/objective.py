@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -59,6 +60,10 @@ def _raised(points: Sequence[Point], losses: Sequence[float]) -> list[float]:
 
 def _not_monotone(points: Sequence[Point], losses: Sequence[float]) -> bool:
     """Whether some point loses less than another that costs no less in any dimension and more in one."""
+    if len(points[0].cost) == 1:
+        # By rising cost and falling loss every such pair shows between two neighbours.
+        ranked = sorted((point.cost[0], -loss) for point, loss in zip(points, losses, strict=True))
+        return any(one[0] < two[0] and one[1] > two[1] for one, two in pairwise(ranked))
     no_less = _no_less(points)
     loss = np.array(losses)
     return bool((no_less & ~no_less.T & (loss[:, None] < loss[None, :])).any())

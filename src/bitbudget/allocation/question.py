@@ -1,8 +1,10 @@
 """A question to the solver: checked, turned into integers, its answer turned back and its refusals explained."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 from bitbudget.allocation.frontier import Frontier, hull_frontier
 from bitbudget.allocation.infeasible import Infeasible, blocking_units
@@ -30,6 +32,10 @@ class Settings:
 DEFAULT = Settings()
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 class Question:
     """What a caller asks, checked: units by name with the points that their rules leave."""
 
@@ -39,7 +45,14 @@ class Question:
         for name in RESERVED:
             if name in budgets:
                 raise InputError(f"A cost cannot be called {name}: the word stands for what the solver minimises.")
+        for name, limit in budgets.items():
+            if not (limit is None or _whole(limit)):
+                raise InputError(f"The budget of {name} is {limit!r}; budgets are whole numbers, or None for no limit.")
         check_units(units, len(budgets))
+        if not 0.0 <= settings.objective.risk < math.inf:
+            raise InputError(
+                f"The risk is {settings.objective.risk}; it is a number of standard errors from 0 upwards."
+            )
         self.settings = settings
         self.budgets = dict(budgets)
         self.unruled = tuple(sorted(units, key=lambda unit: unit.name))
@@ -56,7 +69,13 @@ class Question:
     @cached_property
     def losses(self) -> list[list[float]]:
         """What is minimised, for every point of every unit."""
-        return [self.settings.objective.losses(unit) for unit in self.units]
+        losses = [self.settings.objective.losses(unit) for unit in self.units]
+        if not math.isfinite(sum(max(own) for own in losses)):
+            raise InputError(
+                f"The losses of {len(losses)} units, {max(map(max, losses)):.3g} at most, add up to more than a number can hold. "
+                "Scale the scores down, or ask for less risk."
+            )
+        return losses
 
     def frontier(self, dimension: str) -> Frontier:
         """The least loss over the cost in one dimension, whatever the budgets."""

@@ -18,6 +18,7 @@ from bitbudget.allocation.tree import Tree, core_of
 LAST_PLANS = 6  # of the relaxation: those near its optimum
 TRIAL_STATES = (1024, 2048)  # of the first sweep, which is there to find a plan: for one budget, for several
 TRIAL_UNITS = 48  # how many units may leave the base plan in it
+SHARE_BEFORE_TREE = 4  # of the states, under several budgets: a wider sweep takes longer than the tree
 
 Tie = Callable[[int], int]  # source of a point → what decides between plans of equal loss and costs
 
@@ -27,11 +28,13 @@ class Effort:
     """Limits that count work, never time: the same on every machine.
 
     states: of a sweep at once; nodes: of HiGHS's tree; branches: nodes of our own tree; 0 leaves HiGHS or the tree out.
+    near: the gap, as a share of the loss, at which several budgets are left as they are; 0 goes on until nothing is open.
     """
 
     states: int = 2**15
     nodes: int = 2000
     branches: int = 200
+    near: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -97,26 +100,39 @@ def greedy(problem: Problem, plans: Iterable[Int64[ndarray, "units"]]) -> Int64[
 
 
 def _closed(lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie) -> Found:
-    """A sweep over few units for a good plan, one over all; where the gap stays open, HiGHS for a better plan, another sweep,
-    a tree."""
+    """A sweep over few units for a good plan, then one over all. Where the gap stays open, a tree, and HiGHS for a better
+    plan with a last sweep: under several budgets the tree first, which proves most, and neither for what is near."""
     problem = lower.problem
     several = problem.dimensions > 1
     best, swept = _swept(lower, best, tie, min(TRIAL_STATES[several], effort.states), units=TRIAL_UNITS)
     if not swept.complete:
-        best, swept = _swept(lower, best, tie, effort.states, all_or_nothing=several)
-    asked = not swept.complete and effort.nodes > 0
-    if asked:
-        proposal = branched(lower, problem.value(best), effort.nodes)
-        better = greedy(problem, [best] if proposal is None else [best, proposal])
-        best, swept = _swept(lower, best if better is None else better, tie, effort.states, all_or_nothing=several)
-    reached, nodes = swept.bound, 0
-    if not swept.complete and effort.branches > 0:
-        best, floor, nodes = _grown(lower, best, tie, effort.branches)
-        reached = max(reached, floor)
+        states = max(effort.states // SHARE_BEFORE_TREE, 1) if several else effort.states
+        best, swept = _swept(lower, best, tie, states, all_or_nothing=several)
+    reached, nodes, asked = swept.bound, 0, False
+    for method in ("tree", "highs") if several else ("highs", "tree"):
+        gap = problem.value(best) - reached
+        if gap <= 0 or (several and gap <= effort.near * problem.value(best)):
+            break
+        if method == "tree" and effort.branches > 0:
+            best, floor, nodes = _grown(lower, best, tie, effort.branches)
+            reached = max(reached, floor)
+        if method == "highs" and effort.nodes > 0:
+            best, swept = _proposed(lower, best, effort, tie)
+            reached, asked = max(reached, swept.bound), True
     value = problem.value(best)
     in_units = np.bincount(problem.unit[lower.within(value - lower.value)], minlength=problem.units)
     work = Work(int(in_units[in_units > 1].sum()), int((in_units > 1).sum()), swept.states, asked, nodes)
     return Found(best, value, min(reached, value), lower.multipliers, work)
+
+
+def _proposed(
+    lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie
+) -> tuple[Int64[ndarray, "units"], Swept]:
+    """HiGHS's plan where it is better, and a sweep over what it leaves open."""
+    problem = lower.problem
+    proposal = branched(lower, problem.value(best), effort.nodes)
+    better = greedy(problem, [best] if proposal is None else [best, proposal])
+    return _swept(lower, best if better is None else better, tie, effort.states, all_or_nothing=problem.dimensions > 1)
 
 
 def _grown(
@@ -177,5 +193,6 @@ def least_cost(problem: Problem, dimension: int, effort: Effort, tie: Tie) -> Fo
         source=np.arange(len(problem.unit)),
     )
     turned = sorted_problem(turned)
-    found = search(turned, effort, lambda row: tie(int(problem.source[row])))
+    # A plan within the limit may be the only one: what is merely near it is not enough.
+    found = search(turned, replace(effort, near=0.0), lambda row: tie(int(problem.source[row])))
     return None if found is None else replace(found, rows=turned.source[found.rows])

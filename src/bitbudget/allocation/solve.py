@@ -1,5 +1,6 @@
 """The smallest loss within budgets, the smallest cost within a loss, and the smallest loss for every budget."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from bitbudget.allocation.frontier import Frontier
@@ -8,6 +9,7 @@ from bitbudget.allocation.question import DEFAULT, Budgets, Question, Settings
 from bitbudget.allocation.search import search
 from bitbudget.allocation.solution import Solution
 from bitbudget.allocation.units import Point, Unit
+from bitbudget.errors import InputError
 
 
 def solve(
@@ -48,6 +50,8 @@ def cheapest(
         Infeasible: no plan loses as little.
         InputError: units, budgets or rules that make no sense.
     """
+    if not math.isfinite(loss):
+        raise InputError(f"The loss to stay within is {loss}; it has to be a number.")
     lifted = {name: None if name == dimension else limit for name, limit in budgets.items()}
     asked = Question(units, lifted, settings)
     place = asked.place(dimension)

@@ -8,8 +8,8 @@ before their turn. Where there are more states than allowed the least promising 
 might have reached: it stays valid, and `complete` says no more.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -128,39 +128,37 @@ class Sweep:
     def _moved(self, states: _States, start: int, stop: int) -> _States:
         """Every state without a move of this unit and with each of its moves that the bound allows."""
         count = len(states.loss)
-        parents, moves = [np.arange(count)], [np.full(count, -1)]
+        whole = _States(states.cost, states.loss, states.above, states.tie, np.arange(count), np.full(count, -1))
+        parts = [whole]
         for move in range(start, stop):
-            near = np.flatnonzero(states.above + (self.bound.value + self.above[move]) <= self.best)
-            parents.append(near)
-            moves.append(np.full(len(near), move))
-        parent, taken = np.concatenate(parents), np.concatenate(moves)
-        stay = taken < 0
-        add = np.where(stay, 0, taken)
-        return _States(
-            cost=states.cost[parent] + np.where(stay[:, None], 0, self.cost[add]),
-            loss=states.loss[parent] + np.where(stay, 0, self.loss[add]),
-            above=states.above[parent] + np.where(stay, 0, self.above[add]),
-            tie=states.tie[parent] + np.where(stay, 0, self.tie[add]),
-            parent=parent,
-            move=taken,
-        )
+            near = np.flatnonzero(states.above <= self.best - self.bound.value - self.above[move])
+            parts.append(
+                _States(
+                    cost=states.cost[near] + self.cost[move],
+                    loss=states.loss[near] + self.loss[move],
+                    above=states.above[near] + self.above[move],
+                    tie=states.tie[near] + self.tie[move],
+                    parent=near,
+                    move=np.full(len(near), move),
+                )
+            )
+        return _joined(parts)
 
     def _pruned(self, states: _States, stage: int) -> _States:
         """Without states that cannot end within the limits, beat the best plan, or beat another state."""
-        fits = (states.cost + self.fall[stage] <= self.left).all(axis=1)
-        states = states.take(fits)
-        floor = self._floor(states, stage)
-        states = states.take(floor <= self.best)
-        kept = np.lexsort((states.tie, states.loss, *states.cost.T[::-1]))
-        states = states.take(kept)
-        states = states.take(best_states(states.cost, states.loss))
+        inside = self._floor(states, stage) <= self.best
+        for dimension, room in enumerate((self.left - self.fall[stage]).tolist()):
+            inside &= states.cost[:, dimension] <= room
+        states = states.take(np.flatnonzero(inside))
+        order = _by_cost(states)
+        states = states.take(order[best_states(states.cost[order], states.loss[order])])
         if len(states.loss) <= self.state_limit:
             return states
         floor = self._floor(states, stage)
         order = np.argsort(floor, kind="stable")
         lost = int(floor[order[self.state_limit]])
         self.dropped = lost if self.dropped is None else min(self.dropped, lost)
-        return states.take(order[: self.state_limit])
+        return states.take(np.sort(order[: self.state_limit]))
 
     def _floor(self, states: _States, stage: int) -> Int64[ndarray, "states"]:
         """No completion of a state loses less: the bound, its reduced costs, and what is still to come."""
@@ -196,3 +194,23 @@ class Sweep:
                 rows[self.problem.unit[row]] = row
             state = parent
         return rows
+
+
+def _joined(parts: Sequence[_States]) -> _States:
+    names = [entry.name for entry in fields(_States)]
+    return _States(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _by_cost(states: _States) -> Int64[ndarray, "states"]:
+    """The order of states by costs, loss and tie. They come in a few rising runs of the first cost, which a stable sort
+    merges in no time; only those of equal first cost are looked at further."""
+    if states.cost.shape[1] == 0:
+        return np.lexsort((states.tie, states.loss))
+    order = np.argsort(states.cost[:, 0], kind="stable")
+    first = states.cost[order, 0]
+    same = np.zeros(len(order) + 1, dtype=bool)
+    same[1:-1] = first[1:] == first[:-1]
+    equal = np.flatnonzero(same[1:] | same[:-1])
+    tied = order[equal]
+    order[equal] = tied[np.lexsort((states.tie[tied], states.loss[tied], *states.cost[tied].T[::-1]))]
+    return order

@@ -122,6 +122,8 @@ class ScoreTable:
 
 def _listed_units(header: Mapping[str, Any]) -> tuple[Unit, ...]:
     texts = header["choices"]
+    if min((at for entry in header["units"] for row in entry["choices"] for at in row), default=0) < 0:
+        raise IndexError("a choice has a number below 0")
     return tuple(
         Unit(
             entry["name"],

@@ -98,16 +98,20 @@ def _check_point(name: str, point: Point, dimensions: int) -> None:
         raise InputError(
             f"The point {point.label} of {name} costs {point.cost}; costs are Python integers from 0 upwards."
         )
-    numbers = (point.score, point.se)
-    if not (all(_is_finite(value) for value in numbers) and point.se >= 0):
+    if not (_number(point.score) and _number(point.se) and point.se >= 0):
         raise InputError(
             f"The point {point.label} of {name} has score {point.score} and standard error {point.se}. Leave out a choice "
             "whose loss could not be measured."
         )
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+def _number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def text_key(point: Point) -> tuple[str, tuple[int, ...], float, float]:
+    """What puts points in order that are alike in all that is minimised or limited."""
+    return point.label, point.cost, point.score, point.se
 
 
 def joined(name: str, units: Sequence[Unit]) -> Unit:

@@ -94,7 +94,8 @@ def _logarithms(
     """Sizes, log2(C_u / n_u) (0 where dead), and which units are alive."""
     size = np.array(sizes, dtype=np.float64)
     sensitivity = np.array(sensitivities, dtype=np.float64)
-    if len(size) != len(sensitivity) or not len(size) or (size <= 0).any() or not (sensitivity >= 0).all():
-        raise InputError("Water-filling needs a size above 0 and a sensitivity of at least 0 for every unit.")
+    sound = len(size) == len(sensitivity) > 0 and np.isfinite([size, sensitivity]).all()
+    if not sound or (size <= 0).any() or (sensitivity < 0).any():
+        raise InputError("Water-filling needs a size above 0 and a finite sensitivity of at least 0 for every unit.")
     alive = sensitivity > 0
     return size, np.log2(np.where(alive, sensitivity, 1.0) / np.where(alive, size, 1.0)), alive
