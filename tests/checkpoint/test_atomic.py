@@ -84,3 +84,17 @@ def test_file_is_synced_before_and_its_folder_after_the_renaming(tmp_path, monke
     monkeypatch.setattr(os, "replace", replace)
     write_atomic(tmp_path / "config.json", b"{}")
     assert calls == [str(tmp_path / ".config.json.partial"), "renamed", str(tmp_path)]
+
+
+def test_ctrl_c_while_the_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    opened = os.open
+
+    def interrupted(*arguments):
+        opened(*arguments)  # the system has made the file when the signal is looked at
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bitbudget.checkpoint.atomic.os.open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "file", b"content")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

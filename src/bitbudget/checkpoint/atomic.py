@@ -40,12 +40,20 @@ class Replacement:
         self._temporary = path.with_name(f".{path.name}.partial")
 
     def __enter__(self) -> "Replacement":
+        try:
+            self._descriptor = self._opened()
+        except BaseException:  # Ctrl-C while the file was being made: it is there, but nobody knows it yet
+            with suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            raise
+        return self
+
+    def _opened(self) -> int:
         with output_errors(self.path, self.nbytes):
             if shutil.disk_usage(self.path.parent).free < self.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            self._descriptor = os.open(self._temporary, flags, 0o666)
-        return self
+            return os.open(self._temporary, flags, 0o666)
 
     def write_at(self, content: bytes | memoryview, offset: int) -> None:
         """Writes `content` at byte `offset`."""
