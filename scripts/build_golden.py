@@ -17,7 +17,7 @@ from bitbudget.checkpoint.native import FORMAT_VERSION
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, plan_layer, shards_of
 from bitbudget.pipeline.progress import Silent
-from bitbudget.pipeline.quantize import write_checkpoint
+from bitbudget.pipeline.quantize import Writing, write_checkpoint
 from bitbudget.pipeline.verify import open_folder
 from bitbudget.storage import Choice
 
@@ -76,7 +76,7 @@ def main() -> None:
         shards = shards_of(source, layers, DEFAULT_SHARD_BYTES)
         plan = OutputPlan(layers, source.passthrough, shards, {"method": "round to nearest"})
         text = {"name": "none", "sha256": "", "parts": {}}
-        write_checkpoint(source, plan, folder, text, "golden", Silent())
+        write_checkpoint(source, Writing(plan, "golden", text), folder, Silent())
     golden = open_folder(folder)
     decoded = {}
     for name in golden.config.layers:

@@ -1,10 +1,9 @@
 """Tensors that a run keeps for itself between its steps: small safetensors files, written whole or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitbudget.checkpoint.atomic import make_folder
@@ -22,9 +21,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             writer.write(name, tensor)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file. Raises InputError for one that is missing or damaged."""
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a file, or those of `names` that it has. Raises InputError for one that is missing or damaged."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            present = list(file.keys())
+            wanted = present if names is None else [name for name in names if name in present]
+            return {name: file.get_tensor(name) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}). Remove that file; it will be measured again.") from error

@@ -9,6 +9,7 @@ import typer
 from bitbudget.cli import options
 from bitbudget.cli.app import app
 from bitbudget.errors import InputError
+from bitbudget.pipeline.effort import SCRATCH_BYTES
 from bitbudget.pipeline.runlog import logged
 from bitbudget.report.checkpoint import quantized, show_quantized
 from bitbudget.report.decided import decided, show_decided
@@ -16,8 +17,6 @@ from bitbudget.report.session import session
 
 if TYPE_CHECKING:
     from bitbudget.methods import LlmMq
-
-SCRATCH_BYTES = 32 << 30
 
 
 @app.command(epilog=options.EXIT_HELP)

@@ -14,7 +14,7 @@ choices of their own, so that bytes go where they help most. `LlmMq.paper()` is 
 from dataclasses import dataclass, replace
 
 from bitbudget.errors import InputError
-from bitbudget.methods.recipe import Labels, Recipe
+from bitbudget.methods.recipe import KEPT, Labels, Recipe
 from bitbudget.storage import Choice
 
 OUTLIER_CANDIDATES = ("0.1%", "0.25%", "0.5%", "1%", "2%")  # of `auto`
@@ -87,7 +87,7 @@ class LlmMq:
         )
 
     def _choices(self) -> list[str]:
-        found = ["16bit"] if KEPT_BITS in self.bits else []
+        found = [KEPT] if KEPT_BITS in self.bits else []
         for bits in self.bits:
             if bits == KEPT_BITS:
                 continue

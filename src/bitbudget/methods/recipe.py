@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Labels = Literal["sampled", "text"]
+KEPT = "16bit"  # in place of a choice's text: as it is
 
 
 @dataclass(frozen=True)

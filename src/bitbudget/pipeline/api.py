@@ -9,11 +9,12 @@ from bitbudget.calibration.split import split
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.data import DEMO_NAME, demo_model_folder, resolve_model
 from bitbudget.errors import VerificationError
+from bitbudget.methods.recipe import KEPT
 from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
 from bitbudget.pipeline.by_budget import Options, Planned, plan_for
-from bitbudget.pipeline.job import KEPT, Job, refuse_typos
+from bitbudget.pipeline.job import Job, refuse_typos
 from bitbudget.pipeline.measure import Measurement
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES
 from bitbudget.pipeline.plans import read_plan

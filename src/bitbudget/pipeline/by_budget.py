@@ -12,12 +12,12 @@ from bitbudget.methods.recipe import Recipe
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget
 from bitbudget.pipeline.decide import decide
-from bitbudget.pipeline.effort import Effort, effort_of
+from bitbudget.pipeline.effort import SCRATCH_BYTES, Effort, effort_of
 from bitbudget.pipeline.judging import scaled_again
 from bitbudget.pipeline.memory import memory_promise
 from bitbudget.pipeline.offers import chosen, offers
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, PlannedLayer
-from bitbudget.pipeline.planning import SCRATCH_BYTES, Planner, Settings, output_of, question
+from bitbudget.pipeline.planning import Planner, Settings, output_of, question
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.quantize import Writing

@@ -5,7 +5,7 @@ Each block's files are written when the block is done, so a killed pass goes on 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ class Calibration:
         if layer.kind == "embedding":
             return None
         block = "head" if layer.block is None else str(layer.block)
-        blocks = read_tensors(self.work.path("grams", f"{block}.safetensors")).get(layer.name)
+        blocks = read_tensors(self.work.path("grams", f"{block}.safetensors"), [layer.name]).get(layer.name)
         return None if blocks is None else GroupGram(blocks).divided((fold or self.fold).column_factor(layer))
 
 
@@ -149,12 +149,14 @@ def _references(source: SourceModel, recipe: Recipe) -> dict[str, Choice]:
 
 
 class ScaleSearch:
-    """AWQ's search, block by block, at a choice for every layer."""
+    """AWQ's search, block by block, at a choice for every layer. Ranges are searched after scales: here they are minimum and
+    maximum, for what a range loses without its inputs' Gram matrix says little of what it will lose with it.
+    """
 
     def __init__(self, stream: BlockStream, awq: Awq, choices: Mapping[str, Choice]) -> None:
         self._stream = stream
         self._awq = awq
-        self._choices = choices
+        self._choices = {name: _widest(choice) for name, choice in choices.items()}
         self._pairs = PairFinder(stream)
 
     def run(self, states: States, index: int) -> Fold:
@@ -166,6 +168,12 @@ class ScaleSearch:
     def _quantized(self, name: str, weight: Tensor) -> Tensor:
         choice = self._choices.get(name)
         return weight if choice is None or choice.kept else fit(weight, choice).decoded(weight.dtype)
+
+
+def _widest(choice: Choice) -> Choice:
+    """With the range of every group its minimum and maximum."""
+    parts = (replace(part, grid=replace(part.grid, range="minmax")) for part in choice.dense)
+    return replace(choice, dense=tuple(parts))
 
 
 def pass_block(stream: BlockStream, states: States, index: int, search: ScaleSearch | None, work: Work) -> None:

@@ -7,15 +7,15 @@ from types import MappingProxyType
 from bitbudget.errors import InputError
 
 WINDOW = 512  # tokens of a calibration sequence
+SCRATCH_BYTES = 32 << 30  # hidden states may take so much of the disk, if nothing else is said
 
 
 @dataclass(frozen=True)
 class Effort:
     """first, most: calibration sequences at the start and at the most; they double until two halves agree on the plan.
 
-    scaling_tokens: of AWQ's search; scaling_grid: exponents that it tries.
-    guard_tokens: of the acceptance text. again: whether scales are searched once more at the
-    chosen widths.
+    scaling_tokens: of AWQ's search; scaling_grid: exponents that it tries. guard_tokens: of the acceptance text. again: whether
+    scales are searched once more at the chosen widths.
     """
 
     name: str

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitbudget.data import resolve_model
+from bitbudget.methods.recipe import KEPT
 from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import KvCache, kv_cache
@@ -21,7 +22,6 @@ from bitbudget.pipeline.probe import Kind, Speeds, measure_speeds
 from bitbudget.pipeline.workload import Workload, weights
 from bitbudget.storage import Choice
 
-KEPT = "16bit"
 DEFAULT_CHOICES = (
     *("int8:g128", "int8s:g128", "int6:g128", "int5:g128", "int4:g128", "int4s:g128"),
     *("int3:g128", "int2:g128"),

@@ -5,6 +5,7 @@ from typing import Any
 
 from bitbudget.allocation import Plan
 from bitbudget.errors import InputError
+from bitbudget.methods.recipe import KEPT
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import Budget, described
 from bitbudget.pipeline.by_budget import Options, plan_for, planned_from, writing_of
@@ -13,8 +14,6 @@ from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.quantize import Writing
 from bitbudget.pipeline.request import by_budget, by_choice, by_plan
 from bitbudget.storage import Choice
-
-KEPT = "16bit"
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bitbudget.methods.recipe import Recipe
+from bitbudget.methods.recipe import KEPT, Recipe
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, passthrough_bytes
 from bitbudget.pipeline.output import PlannedLayer, plan_layer
 from bitbudget.storage import Choice, TensorSpec
-
-KEPT = "16bit"
 
 
 @dataclass(frozen=True)

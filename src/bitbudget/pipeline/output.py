@@ -11,6 +11,7 @@ import torch
 from bitbudget.checkpoint.write import Shard, index_json, plan_shards
 from bitbudget.errors import InputError
 from bitbudget.grids import BF16, Float
+from bitbudget.methods.recipe import KEPT
 from bitbudget.models.layers import Layer, Passthrough
 from bitbudget.models.source import SourceModel
 from bitbudget.storage import NATIVE, Choice, Shape, TensorSpec
@@ -150,8 +151,8 @@ def uniform_plan(
     settings = {
         "method": "round to nearest",
         "choice": str(choice),
-        "embedding": str(embedding) if embedding else "16bit",
-        "head": str(head) if head else "16bit",
+        "embedding": str(embedding) if embedding else KEPT,
+        "head": str(head) if head else KEPT,
         "max_shard_bytes": max_shard_bytes,
     }
     return OutputPlan(layers, source.passthrough, shards_of(source, layers, max_shard_bytes), settings)

@@ -20,7 +20,7 @@ from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights
 from bitbudget.pipeline.budgets import DIMENSIONS, DISK, Budget, described, exceeded, limits
 from bitbudget.pipeline.calibrate import Calibration, HiddenStates, calibrate, forward_wave, is_calibrated, read_fold
-from bitbudget.pipeline.effort import WINDOW, Effort
+from bitbudget.pipeline.effort import SCRATCH_BYTES, WINDOW, Effort
 from bitbudget.pipeline.least import refuse_too_small
 from bitbudget.pipeline.offers import Offer, chosen, costs, digits, disk_constant, offers
 from bitbudget.pipeline.output import OutputPlan, PlannedLayer, disk_bytes_of, shards_of
@@ -35,7 +35,6 @@ from bitbudget.transforms.awq import Awq
 from bitbudget.transforms.fold import FoldedWeights
 
 AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
-SCRATCH_BYTES = 32 << 30
 DISK_ROUNDS = 12  # of moving the limit of the disk; two or three are enough nearly always
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitbudget.allocation import ScoreTable
-from bitbudget.methods.recipe import Recipe
+from bitbudget.methods.recipe import KEPT, Recipe
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import DISK, exceeded
-from bitbudget.pipeline.offers import KEPT, Offer
+from bitbudget.pipeline.offers import Offer
 from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of, plan_layer
 from bitbudget.pipeline.planning import Question
 from bitbudget.storage import Choice

@@ -227,6 +227,14 @@ def _parts(wave: Wave, features: int) -> Iterator[list[int]]:
 
 
 def _packed(p: Float[Tensor, "choices sequences rows"]) -> dict[str, Tensor]:
-    """Row values in fp16 with a scale per choice, and their sums over all rows as they were, in fp64."""
+    """Row values in fp16 with a scale per choice; Σ p and Σ p² over all rows as they were, in fp64, which is all that the default
+    score reads.
+    """
     scale = p.abs().amax((1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
-    return {"rows": (p / scale[:, None, None]).half(), "scale": scale, "sums": p.double().sum(-1)}
+    wide = p.double()
+    return {
+        "rows": (p / scale[:, None, None]).half(),
+        "scale": scale,
+        "sums": wide.sum(-1),
+        "squares": wide.square().sum(-1),
+    }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,7 @@ from bitbudget.pipeline.budgets import DIMENSIONS
 from bitbudget.pipeline.offers import Offer, costs, digits
 from bitbudget.pipeline.scores import Scoring, Wave
 from bitbudget.scoring import ESTIMATORS, Estimate, composite
+from bitbudget.scoring.estimators import Contraction
 
 DEFAULT = "fisher"  # the composite of two estimators, over all layers together
 EVERY = slice(None)
@@ -31,11 +33,7 @@ class Measured:
 
     def estimate(self, offer: Offer, estimator: str, chosen: slice = EVERY) -> Estimate:
         """One of `ESTIMATORS` for an offer's stored choices, from some of the sequences (default: all)."""
-        files = [read_tensors(self.scoring.path(wave, offer.layer.name)) for wave in self.waves]
-        if estimator in ("rows", "by-row"):
-            pieces = [file["rows"].float() * file["scale"][:, None, None] for file in files]
-        else:  # these need the sums over rows only, which were kept unrounded
-            pieces = [file["sums"].unsqueeze(-1) for file in files]
+        pieces = [_read(self.scoring.path(wave, offer.layer.name), estimator) for wave in self.waves]
         tokens = [count for wave in self.waves for count in wave.tokens]
         return ESTIMATORS[estimator](torch.cat(pieces, dim=1)[:, chosen], tokens[chosen])
 
@@ -72,3 +70,13 @@ class Measured:
                 points.append(Point({name: text}, costs(planned, width), score, se))
             units.append(Unit(name, tuple(points)))
         return ScoreTable(DIMENSIONS, tuple(units), inputs)
+
+
+def _read(path: Path, estimator: str) -> Contraction:
+    """p as an estimator needs it: sums over rows stand for rows wherever they say as much, and were kept unrounded."""
+    if estimator == "rows":
+        file = read_tensors(path, ("rows", "scale"))
+        return file["rows"].float() * file["scale"][:, None, None]
+    if estimator == "by-row":
+        return read_tensors(path, ("squares",))["squares"].sqrt().unsqueeze(-1)
+    return read_tensors(path, ("sums",))["sums"].unsqueeze(-1)

@@ -32,25 +32,20 @@ def cache_folder() -> Path:
 def source_identity(source: SourceModel) -> dict[str, Any]:
     """What tells one set of weights from another without reading them: headers, sizes and modification times of the files."""
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in source.checkpoint.files]
-    config = sha256((source.folder / "config.json").read_bytes()).hexdigest()
-    return {"files": files, "tensors": tensor_headers(source), "config": config}
+    return {"files": files, **source_hashes(source)}
 
 
 def source_hashes(source: SourceModel) -> dict[str, str]:
     """Of what can be read at once: the config and the headers of the weights."""
     config = sha256((source.folder / "config.json").read_bytes()).hexdigest()
-    return {"config": config, "tensors": fingerprint(tensor_headers(source))}
+    headers = {name: [str(info.dtype), list(info.shape), info.start] for name, info in source.checkpoint.tensors.items()}
+    return {"config": config, "tensors": fingerprint(headers)}
 
 
 def source_files(source: SourceModel) -> dict[str, str]:
     """Size and modification time of every file of weights, under names for people."""
     stats = {path.name: path.stat() for path in source.checkpoint.files}
     return {f"source file {name}": f"{stat.st_size} bytes, mtime {stat.st_mtime_ns}" for name, stat in stats.items()}
-
-
-def tensor_headers(source: SourceModel) -> dict[str, Any]:
-    """Dtype, shape and place of every tensor."""
-    return {name: [str(info.dtype), list(info.shape), info.start] for name, info in source.checkpoint.tensors.items()}
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:

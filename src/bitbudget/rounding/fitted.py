@@ -40,7 +40,7 @@ class FittedPart:
         grid = format.grid
         multiple = grid.group_length(shape) if grid.axis == "out" else 1
         searched = grid.range == "clip"
-        weighting = gram.of_groups(grid.group_length(shape)) if gram is not None and searched else None
+        weighting = gram.of_groups(grid.group_length(shape)).to(weight.device) if gram is not None and searched else None
         size = SEARCHED_WEIGHTS if searched else None
         fitted = []
         for at, tile in tiles(weight, rows, multiple, size):
