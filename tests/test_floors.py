@@ -15,6 +15,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "bitbudget"
 FLOORS = (
     "errors",
     "data",
+    "threads",
     "grids",
     "storage",
     "kernels",
@@ -35,7 +36,7 @@ FLOORS = (
     "cli",
     "__main__",
 )
-STANDALONE = ("errors", "data")
+STANDALONE = ("errors", "data", "threads")
 LIGHT = ("__init__", "errors", "data", "cli")
 HEAVY = ("torch", "transformers", "scipy", "matplotlib")
 

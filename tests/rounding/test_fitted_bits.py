@@ -71,7 +71,7 @@ def test_tiles_change_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if "bilevel" in text:
         pytest.skip("two-level scales move with their neighbours while a range is searched")
     whole = fit(gaussian(), Choice.parse(text), gram()).stored()
-    for name in ("TILE_WEIGHTS", "SEARCHED_WEIGHTS"):
+    for name in ("TILE_WEIGHTS", "PIECE_WEIGHTS"):
         monkeypatch.setattr(sys.modules["bitbudget.rounding.fitted"], name, 7 * SHAPE[1])
     fitted = fit(gaussian(), Choice.parse(text), gram())
     assert torch.equal(fitted.decoded(torch.float32), whole.dequantize())

@@ -41,7 +41,8 @@ def test_no_other_code_is_nearer(bits: int, setting: str) -> None:
 def test_tiles_change_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = nearest(gaussian(), Choice.parse(text))
     # By the table of modules: the package's `nearest` is the function.
-    monkeypatch.setattr(sys.modules["bitbudget.rounding.fitted"], "TILE_WEIGHTS", 5 * SHAPE[1])
+    for name in ("TILE_WEIGHTS", "PIECE_WEIGHTS"):
+        monkeypatch.setattr(sys.modules["bitbudget.rounding.fitted"], name, 5 * SHAPE[1])
     tiled = nearest(gaussian(), Choice.parse(text))
     assert whole.choice == tiled.choice
     assert all(torch.equal(tensor, tiled.tensors()[name]) for name, tensor in whole.tensors().items())

@@ -29,15 +29,16 @@ def clipped(
     low, high = grid.limits(weights, keep)
     widest = torch.maximum(-low, high)
     left_out = None if keep is None else (~keep).nonzero(as_tuple=True)
-    best = torch.full_like(low, torch.inf)
-    ends = low, high
-    for shrink in SHRINKS:
-        tried = low.maximum(-shrink * widest), high.minimum(shrink * widest)
-        error = nearest_error(grid, weights, left_out, grid.stored(grid.spanning(*tried)), weighting)
-        better = error < best
-        best = torch.where(better, error, best)
-        ends = torch.where(better, tried[0], ends[0]), torch.where(better, tried[1], ends[1])
-    return grid.spanning(*ends)
+    buffers = torch.empty_like(weights), torch.empty_like(weights)  # fresh memory for every try would cost more than the try
+    shrinks = torch.tensor(SHRINKS, device=weights.device).view(-1, 1, 1)
+    fitted = grid.spanning(low.maximum(-shrinks * widest), high.minimum(shrinks * widest))  # [tries, rows, groups]
+    errors = [
+        nearest_error(grid, weights, left_out, parameters, weighting, buffers) for parameters in grid.stored_all(fitted)
+    ]
+    # The first among equals.
+    best = torch.stack(errors).nan_to_num(nan=torch.inf).argmin(0, keepdim=True)
+    zero = None if fitted.zero is None else fitted.zero.gather(0, best)[0]
+    return GroupParameters(fitted.scale.gather(0, best)[0], zero)
 
 
 def nearest_error(
@@ -46,15 +47,21 @@ def nearest_error(
     left_out: tuple[Tensor, ...] | None,
     parameters: GroupParameters,
     weighting: Weighting | None,
+    buffers: tuple[Float[Tensor, "rows in"], Float[Tensor, "rows in"]] | None = None,
 ) -> Float[Tensor, "rows groups"]:
-    """δᵀ H δ of every group, δ being what rounding to the nearest value changes; 0 at the rows and columns left out."""
-    error = grid.nearest(weights, parameters).sub_(weights)
+    """δᵀ H δ of every group, δ being what rounding to the nearest value changes; 0 at the rows and columns left out.
+
+    buffers: overwritten.
+    """
+    first, second = buffers or (torch.empty_like(weights), torch.empty_like(weights))
+    error = grid.nearest(weights, parameters, first).sub_(weights)
     if left_out is not None:
         error[left_out] = 0.0  # few of them: cheaper than a mask over all
     groups = error.unflatten(1, (parameters.scale.shape[1], -1))
     if weighting is None:
-        return groups.square().sum(-1)
+        return groups.square_().sum(-1)
     if weighting.dim() == 2:
         return (groups.square_() * weighting).sum(-1)
     by_group = groups.transpose(0, 1)
-    return torch.bmm(by_group, weighting).mul_(by_group).sum(-1).T
+    at_output = torch.bmm(by_group, weighting, out=second.view(by_group.shape))
+    return at_output.mul_(by_group).sum(-1).T

@@ -23,6 +23,11 @@ Table = FloatArray[Tensor, "rows groups"]
 class Codec(Protocol):
     """Storage of a [rows, groups] table of group parameters. `str(codec)` is its word in the text of a choice."""
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether every value is rounded by itself."""
+        ...
+
     def round(self, values: Table) -> Table:
         """The nearest table that can be stored, fp32."""
         ...
@@ -45,6 +50,7 @@ class Float:
     """A plain floating-point tensor."""
 
     dtype: torch.dtype
+    elementwise = True
 
     def __str__(self) -> str:
         return _FLOAT_NAMES[self.dtype]
@@ -87,6 +93,7 @@ class PackedInt:
     """Integers 0 … 2**bits − 1 in one bit stream over the whole table, row by row, padded once to 32 bits."""
 
     bits: int
+    elementwise = True
 
     def __str__(self) -> str:
         return f"u{self.bits}"
@@ -108,6 +115,8 @@ class PackedInt:
 @dataclass(frozen=True)
 class Byte:
     """Integers 0 … 255, a byte each."""
+
+    elementwise = True
 
     def __str__(self) -> str:
         return "byte"
@@ -140,6 +149,7 @@ class Bilevel:
     bits: int
     tile: tuple[int, int]
     offset: bool = False
+    elementwise = False
 
     def __str__(self) -> str:
         return f"bilevel({self.bits},{self.tile[0]}x{self.tile[1]}{',offset' if self.offset else ''})"

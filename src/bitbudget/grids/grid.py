@@ -116,6 +116,17 @@ class Grid:
         # Within the codes, so that 0 stays in range even where the stored scale is far from the fitted one.
         return GroupParameters(scale, self.zeros.round((-low / scale).clamp(0, self.levels - 1)))
 
+    def stored_all(self, fitted: GroupParameters) -> list[GroupParameters]:
+        """`stored` of every table of a stack [tables, rows, groups]; of all at once where codecs round every value by itself."""
+        tables, rows = fitted.scale.shape[:2]
+        codecs = (self.scale,) if self.zeros is None else (self.scale, self.zeros)
+        if not all(codec.elementwise for codec in codecs):
+            return [self.stored(fitted.at(torch.tensor(table))) for table in range(tables)]
+        joined = GroupParameters(fitted.scale.flatten(0, 1), None if fitted.zero is None else fitted.zero.flatten(0, 1))
+        stored = self.stored(joined)
+        zeros = [None] * tables if stored.zero is None else stored.zero.split(rows)
+        return [GroupParameters(*pair) for pair in zip(stored.scale.split(rows), zeros, strict=True)]
+
     def _without_zeros(self, scale: Tensor) -> Tensor:
         """Scales with a number wherever 0 would lose the group, small so that no other group is rounded to it."""
         if isinstance(self.scale, Float):
@@ -131,13 +142,14 @@ class Grid:
         """scale · (code − zero) in fp32; `parameters` hold the table row of every row."""
         return self._decoded(codes.float(), parameters)
 
-    def nearest(self, weights: Matrix, parameters: GroupParameters) -> Matrix:
-        """What the nearest codes decode to, fp32."""
-        return self._decoded(self._encoded(weights, parameters), parameters)
+    def nearest(self, weights: Matrix, parameters: GroupParameters, out: Matrix | None = None) -> Matrix:
+        """What the nearest codes decode to, fp32. out: where to write it."""
+        return self._decoded(self._encoded(weights, parameters, out), parameters)
 
-    def _encoded(self, weights: Matrix, parameters: GroupParameters) -> Matrix:
+    def _encoded(self, weights: Matrix, parameters: GroupParameters, out: Matrix | None = None) -> Matrix:
         scale, zero = self._spread(parameters)
-        codes = weights.unflatten(1, (parameters.scale.shape[1], -1)) / scale
+        grouped = (parameters.scale.shape[1], -1)
+        codes = torch.div(weights.unflatten(1, grouped), scale, out=None if out is None else out.unflatten(1, grouped))
         return codes.add_(zero).round_().clamp_(0, self.levels - 1).flatten(1)
 
     def _decoded(self, codes: Matrix, parameters: GroupParameters) -> Matrix:

@@ -21,7 +21,7 @@ from bitbudget.models.stream import BlockStream, States
 from bitbudget.pipeline.calibrate import Calibration, HiddenStates
 from bitbudget.pipeline.offers import Offer
 from bitbudget.pipeline.progress import Progress, stage
-from bitbudget.rounding import Fitted, fit
+from bitbudget.rounding import Fitted, fit_all
 from bitbudget.scoring import contract, contract_rows
 
 FACTOR_BYTES = 384 << 20  # of inputs and gradients of a block's layers that are in memory at a time
@@ -133,7 +133,7 @@ class Scoring:
 
     def _fits(self, layer: Layer, weight: Tensor) -> list[Fitted]:
         gram = self.calibration.gram(layer)
-        return [fit(weight, planned.choice, gram) for planned in self.offers[layer.name].stored]
+        return fit_all(weight, [planned.choice for planned in self.offers[layer.name].stored], gram)
 
     def _weight(self, layer: Layer) -> Tensor:
         """[out, in], of the loaded module."""

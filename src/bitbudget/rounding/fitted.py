@@ -16,11 +16,12 @@ from bitbudget.calibration.gram import GroupGram
 from bitbudget.grids import BF16, FP16, GroupParameters, pack
 from bitbudget.grids.clip import clipped
 from bitbudget.storage import Choice, Dense, DensePart, OutlierPart, Outliers, Part, StoredWeight, index_dtype
+from bitbudget.threads import mapped
 
 Weight = Float[Tensor, "out in"]
 TILE_WEIGHTS = 2**21  # 8 MiB of fp32; several temporaries of this size are alive at once
 FP16_LARGEST = 65504.0
-SEARCHED_WEIGHTS = 2**18  # a range is searched in many passes over a tile, which then stays in the cache
+PIECE_WEIGHTS = 2**19  # of one thread: it passes over its tile many times, which then stays near
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,20 @@ class FittedPart:
         multiple = grid.group_length(shape) if grid.axis == "out" else 1
         searched = grid.range == "clip"
         weighting = gram.of_groups(grid.group_length(shape)).to(weight.device) if gram is not None and searched else None
-        size = SEARCHED_WEIGHTS if searched else None
-        fitted = []
-        for at, tile in tiles(weight, rows, multiple, size):
+
+        def tile_fitted(at: Tensor) -> tuple[GroupParameters, bool]:
+            """Parameters of some rows, and whether their codec holds the scales."""
+            tile = weight[at].float()
             keep = kept_mask(tile, at, outliers)
             widest = grid.fit(tile, keep)
-            fitted.append(clipped(grid, tile, keep, weighting) if searched else widest)
-            if grid.scale == FP16 and not (FP16.holds(widest.scale) and FP16.holds(fitted[-1].scale)):
-                # All over again: ranges are searched against scales as they will be stored.
-                wider = replace(format, grid=replace(grid, scale=BF16))
-                return cls.of(weight, wider, rows, outliers, gram)
+            found = clipped(grid, tile, keep, weighting) if searched else widest
+            return found, grid.scale != FP16 or (FP16.holds(widest.scale) and FP16.holds(found.scale))
+
+        pieces = row_tiles(weight, rows, multiple, PIECE_WEIGHTS)
+        fitted, held = zip(*mapped(tile_fitted, pieces, weight.device), strict=True)
+        if not all(held):
+            # All over again: ranges are searched against scales as they will be stored.
+            return cls.of(weight, replace(format, grid=replace(grid, scale=BF16)), rows, outliers, gram)
         zeros = [table.zero for table in fitted if table.zero is not None]
         whole = GroupParameters(torch.cat([table.scale for table in fitted]), torch.cat(zeros) if zeros else None)
         return cls(format, grid.stored(whole), rows)
@@ -136,10 +141,12 @@ class Fitted:
     def decoded(self, dtype: torch.dtype) -> Weight:
         """All it will decode to, in a dtype."""
         result = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
-        step = max(1, TILE_WEIGHTS // self.weight.shape[1])
-        for start in range(0, len(result), step):
-            rows = slice(start, min(start + step, len(result)))
-            result[rows] = self.values(rows)
+        _ = self._sparse  # once, not in every thread
+
+        def fill(rows: Tensor) -> None:
+            result[rows] = self.values(rows).to(dtype)
+
+        mapped(fill, row_tiles(self.weight, None, 1, PIECE_WEIGHTS), self.weight.device)
         return result
 
     def stored(self) -> StoredWeight:
@@ -180,14 +187,16 @@ def entries(positions: Int64[Tensor, " k"], rows: Int64[Tensor, " n"], columns: 
     return place, positions[entry] % columns
 
 
-def tiles(
-    weight: Weight, rows: Tensor | None, multiple: int, size: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, their fp32 weights) in tiles of a multiple of `multiple` rows."""
+def row_tiles(weight: Weight, rows: Tensor | None, multiple: int, size: int) -> Iterator[Int64[Tensor, " n"]]:
+    """Rows of tiles of about `size` weights, each a multiple of `multiple` rows."""
     chosen = torch.arange(weight.shape[0], device=weight.device) if rows is None else rows
-    step = max(1, (size or TILE_WEIGHTS) // weight.shape[1] // multiple) * multiple
-    for start in range(0, len(chosen), step):
-        tile = chosen[start : start + step]
+    step = max(1, size // weight.shape[1] // multiple) * multiple
+    yield from chosen.split(step)
+
+
+def tiles(weight: Weight, rows: Tensor | None, multiple: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows, their fp32 weights) in tiles of a multiple of `multiple` rows."""
+    for tile in row_tiles(weight, rows, multiple, TILE_WEIGHTS):
         yield tile, weight[tile].float()
 
 

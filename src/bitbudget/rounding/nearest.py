@@ -4,7 +4,9 @@ Two walks over tiles of rows, so that a 16-bit weight is never held in fp32 as a
 range, the second chooses codes against the parameters as they will be stored.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int64
@@ -32,10 +34,20 @@ def nearest(weight: Weight, choice: Choice, gram: GroupGram | None = None) -> St
 
 def fit(weight: Weight, choice: Choice, gram: GroupGram | None = None) -> Fitted:
     """The first walk of `nearest`: outliers, rows of each part and the parameters of every group."""
+    return fit_all(weight, [choice], gram)[0]
+
+
+def fit_all(weight: Weight, choices: Sequence[Choice], gram: GroupGram | None = None) -> list[Fitted]:
+    """`fit` by every choice; choices with as many outliers have the same ones, which are looked for once."""
+    largest = cache(lambda count: _largest(weight, count))
+    return [_fit(weight, choice, gram, largest) for choice in choices]
+
+
+def _fit(weight: Weight, choice: Choice, gram: GroupGram | None, largest: Callable[[int], Tensor]) -> Fitted:
     shape = (weight.shape[0], weight.shape[1])
     if reason := "it rounds nothing" if choice.kept else choice.misfit(shape):
         raise InputError(f"A weight {list(shape)} cannot be rounded to {choice}: {reason}. Give it another choice.")
-    outliers = _largest(weight, choice.outliers.count.of(weight.numel())) if choice.outliers else None
+    outliers = largest(choice.outliers.count.of(weight.numel())) if choice.outliers else None
     row_sets = _row_sets(weight, choice, outliers, gram)
     parts = [
         FittedPart.of(weight, format, rows, outliers, gram)

@@ -2,14 +2,16 @@
 to first order. g_d = G_dᵀ X_d exists for a tile of rows at a time, and every choice's error Δ is made once for all sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TILE_WEIGHTS = 2**23  # errors of all choices and gradients of all sequences that are in memory at a time: 32 MiB of fp32
+from bitbudget.threads import mapped
+
+TILE_WEIGHTS = 2**22  # errors of all choices and gradients of all sequences that a thread has in memory at a time: 16 MiB of fp32
 
 
 @runtime_checkable
@@ -37,13 +39,20 @@ def contract(
 ) -> Float[Tensor, "choices sequences out"]:
     """p_d of a linear [out, in], fp32."""
     result = torch.empty(len(choices), len(factors), shape[0])
-    step = max(1, TILE_WEIGHTS // (shape[1] * (len(choices) + len(factors))))
-    for start in range(0, shape[0], step):
-        rows = slice(start, min(start + step, shape[0]))
+    tiles = _tiles(shape[0], TILE_WEIGHTS // (shape[1] * (len(choices) + len(factors))))
+
+    def fill(rows: slice) -> None:
         errors = torch.stack([choice.error(rows) for choice in choices], dim=1)
         gradients = torch.stack([own.gradients[:, rows].T @ own.inputs for own in factors], dim=2)
         result[:, :, rows] = torch.bmm(errors, gradients).permute(1, 2, 0).cpu()
+
+    mapped(fill, tiles, factors[0].inputs.device)
     return result
+
+
+def _tiles(rows: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def contract_rows(
@@ -55,12 +64,10 @@ def contract_rows(
     gradients) of every sequence.
     """
     result = torch.zeros(len(choices), len(gradients), shape[0])
-    step = max(1, TILE_WEIGHTS // (shape[1] * len(choices)))
-    for start in range(0, shape[0], step):
-        rows = slice(start, min(start + step, shape[0]))
+    for rows in _tiles(shape[0], TILE_WEIGHTS // (shape[1] * len(choices))):
         errors = torch.stack([choice.error(rows) for choice in choices])
         for number, (ids, own) in enumerate(gradients):
             first, last = torch.searchsorted(ids, torch.tensor([rows.start, rows.stop], device=ids.device)).tolist()
             present = ids[first:last]
-            result[:, number, present.cpu()] = (errors[:, present - start] * own[first:last]).sum(-1).cpu()
+            result[:, number, present.cpu()] = (errors[:, present - rows.start] * own[first:last]).sum(-1).cpu()
     return result
