@@ -29,8 +29,8 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.effort import Effort
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.progress import Run
-from bitbudget.pipeline.table import Measured
-from bitbudget.scoring import Estimate, composite
+from bitbudget.pipeline.table import DEFAULT, Measured
+from bitbudget.scoring import composite
 
 CALIBRATION = SHARED / "text" / "calibration.jsonl"
 LOW, HIGH = ("int2:g128", "int3:g128", "int4:g128"), ("int4:g128", "int5:g128", "int6:g128")
@@ -48,18 +48,18 @@ def planner_of(source: SourceModel, labels: str, most: int, cache: Path) -> Plan
     return Planner(source, Settings(method.recipe(), Effort("", 16, most), CALIBRATION, cache), Run())
 
 
-def predicted(planner: Planner, measured: Measured, estimator: str, choices: Sequence[str]) -> Scores:
-    """(layer, choice) -> score. The composite joins only these choices, as if no others had been offered."""
-    names = ("whole", "by-row") if estimator == "fisher" else (estimator,)
-    parts = []
-    for name in names:
-        every = measured.estimates(planner.offers, estimator=name)
-        parts.append({key: value for key, value in every.items() if key[1] in choices})
-    keys = list(parts[0])
-    if len(parts) == 1:
-        return {key: parts[0][key][0] for key in keys}
-    whole, by_row = (Estimate(*torch.tensor([part[key] for key in keys], dtype=torch.float64).T) for part in parts)
-    return dict(zip(keys, composite(whole, by_row, [choice for _, choice in keys]).score.tolist(), strict=True))
+def predicted(planner: Planner, measured: Measured, estimator: str, count: int, choices: Sequence[str]) -> Scores:
+    """(layer, choice) -> score, from the first sequences. The composite joins only these choices, as if no others were offered."""
+    every = [offer.layer.name for offer in planner.offers for _ in offer.stored]
+    texts = [str(planned.choice) for offer in planner.offers for planned in offer.stored]
+    kept = [number for number, text in enumerate(texts) if text in choices]
+    first = slice(0, count)
+    if estimator == DEFAULT:
+        squares = (one[kept] for one in measured.squares(planner.offers, first))
+        scores = composite(*squares, measured.tokens[first]).score.tolist()
+        return {(every[number], texts[number]): score for number, score in zip(kept, scores, strict=True)}
+    found = measured.estimates(planner.offers, first, estimator)
+    return {(every[number], texts[number]): found[every[number], texts[number]][0] for number in kept}
 
 
 def truths(file: Path, source: SourceModel) -> dict[tuple[str, ...], Scores]:

@@ -13,7 +13,7 @@ from bitbudget.pipeline.budgets import DIMENSIONS
 from bitbudget.pipeline.offers import Offer, costs, digits
 from bitbudget.pipeline.scores import Scoring, Wave
 from bitbudget.scoring import ESTIMATORS, Estimate, composite
-from bitbudget.scoring.estimators import Contraction
+from bitbudget.scoring.estimators import Contraction, PerSequence, row_squares, whole_squares
 
 DEFAULT = "fisher"  # the composite of two estimators, over all layers together
 EVERY = slice(None)
@@ -31,11 +31,25 @@ class Measured:
     def sequences(self) -> int:
         return sum(len(wave.sequences) for wave in self.waves)
 
+    @property
+    def tokens(self) -> list[int]:
+        """Scored tokens of every sequence."""
+        return [count for wave in self.waves for count in wave.tokens]
+
     def estimate(self, offer: Offer, estimator: str, chosen: slice = EVERY) -> Estimate:
         """One of `ESTIMATORS` for an offer's stored choices, from some of the sequences (default: all)."""
+        return ESTIMATORS[estimator](self._contraction(offer, estimator, chosen), self.tokens[chosen])
+
+    def squares(self, offers: Sequence[Offer], chosen: slice = EVERY) -> tuple[PerSequence, PerSequence]:
+        """Those of the whole layer and those by row, of all stored choices, one after the other."""
+        stored = [offer for offer in offers if offer.stored]
+        whole = [whole_squares(self._contraction(offer, "whole", chosen)) for offer in stored]
+        by_row = [row_squares(self._contraction(offer, "by-row", chosen)) for offer in stored]
+        return torch.cat(whole), torch.cat(by_row)
+
+    def _contraction(self, offer: Offer, estimator: str, chosen: slice) -> Contraction:
         pieces = [_read(self.scoring.path(wave, offer.layer.name), estimator) for wave in self.waves]
-        tokens = [count for wave in self.waves for count in wave.tokens]
-        return ESTIMATORS[estimator](torch.cat(pieces, dim=1)[:, chosen], tokens[chosen])
+        return torch.cat(pieces, dim=1)[:, chosen]
 
     def estimates(
         self, offers: Sequence[Offer], chosen: slice = EVERY, estimator: str | None = None
@@ -46,8 +60,7 @@ class Measured:
         if not keys:
             return {}
         if name == DEFAULT:
-            whole, by_row = (self._joined(offers, part, chosen) for part in ("whole", "by-row"))
-            found = composite(whole, by_row, [choice for _, choice in keys])
+            found = composite(*self.squares(offers, chosen), self.tokens[chosen])
         else:
             found = self._joined(offers, name, chosen)
         return dict(zip(keys, zip(found.score.tolist(), found.se.tolist(), strict=True), strict=True))

@@ -37,32 +37,42 @@ Estimator = Callable[[Contraction, Sequence[int]], Estimate]
 
 def whole(p: Contraction, tokens: Sequence[int]) -> Estimate:
     """½ aᵀa / T. tokens: scored in every sequence."""
-    return _mean(p.double().sum(-1).square() / 2, tokens)
+    return over_sequences(whole_squares(p), tokens)
 
 
 def by_row(p: Contraction, tokens: Sequence[int]) -> Estimate:
     """½ Σ_row p² / T: without what the rows' errors do together, and so with the noise of many squares instead of one."""
-    return _mean(p.double().square().sum(-1) / 2, tokens)
+    return over_sequences(row_squares(p), tokens)
+
+
+def whole_squares(p: Contraction) -> PerSequence:
+    """½ (Σ_row p)² of every sequence."""
+    return p.double().sum(-1).square() / 2
+
+
+def row_squares(p: Contraction) -> PerSequence:
+    """½ Σ_row p² of every sequence."""
+    return p.double().square().sum(-1) / 2
 
 
 def first_order(p: Contraction, tokens: Sequence[int]) -> Estimate:
     """|Σ_d a_d| / T: the absolute value of the sum over everything (LLM-MQ, equation 2)."""
-    signed = _mean(p.double().sum(-1), tokens)
+    signed = over_sequences(p.double().sum(-1), tokens)
     return Estimate(signed.score.abs(), signed.se)
 
 
 def per_sample(p: Contraction, tokens: Sequence[int]) -> Estimate:
     """Σ_d |a_d| / T."""
-    return _mean(p.double().sum(-1).abs(), tokens)
+    return over_sequences(p.double().sum(-1).abs(), tokens)
 
 
 def rows(p: Contraction, tokens: Sequence[int]) -> Estimate:
     """Σ_d Σ_row |p + ½ p²| / T: every output row by itself (MixLLM, global salience of output features)."""
     wide = p.double()
-    return _mean((wide + wide.square() / 2).abs().sum(-1), tokens)
+    return over_sequences((wide + wide.square() / 2).abs().sum(-1), tokens)
 
 
-def _mean(values: PerSequence, tokens: Sequence[int]) -> Estimate:
+def over_sequences(values: PerSequence, tokens: Sequence[int]) -> Estimate:
     """Σ values / Σ tokens, and the linearised standard error of that ratio over sequences."""
     counts = torch.tensor(tokens, dtype=torch.float64)
     total, number = counts.sum(), len(tokens)
