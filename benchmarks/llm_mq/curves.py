@@ -35,9 +35,10 @@ from bitbudget.pipeline.guard import Candidate, by_document
 from bitbudget.pipeline.measure import Sums, ratio_error
 from bitbudget.pipeline.offers import chosen
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, PlannedLayer, plan_layer
-from bitbudget.pipeline.planning import Planner, Settings, offered, question
+from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Run, Silent
+from bitbudget.pipeline.solving import offered, question
 from bitbudget.pipeline.texts import Cut, sample
 from bitbudget.storage import Choice
 from bitbudget.transforms.awq import Awq
@@ -126,7 +127,8 @@ def curve_rows(planner: Planner, curve: str, points: Sequence[float], others: bo
     for bits in points:
         budget = Budget(code_bits=bits)
         every = offered(planner.offers, budget)
-        _, _, plan = measure(planner, question(planner.source, budget, 0, DEFAULT_SHARD_BYTES), every)
+        asked = question(planner.source, budget, 0, DEFAULT_SHARD_BYTES, planner.settings.recipe.order)
+        _, _, plan = measure(planner, asked, every)
         layers = chosen(planner.offers, plan.layers)
         told(f"{curve} {bits}")
         yield row(curve, bits, layers, Preparation(calibration, calibration.fold), plan.loss)

@@ -32,9 +32,9 @@ from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DISK, Budget
 from bitbudget.pipeline.effort import WINDOW
 from bitbudget.pipeline.guard import Candidate, by_document
 from bitbudget.pipeline.offers import chosen
-from bitbudget.pipeline.planning import offered, restricted
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Silent
+from bitbudget.pipeline.solving import offered, restricted
 
 BITS, SHUFFLES, CHUNK = 3.0, 10, 7
 

@@ -12,6 +12,7 @@ def test_the_papers_setting() -> None:
     recipe = METHODS["llm-mq-paper"].recipe()
     assert recipe.choices == tuple(f"int{bits}:g128+outliers:0.5%" for bits in (2, 3, 4))
     assert (recipe.tables, recipe.estimator, recipe.labels, recipe.scaling) == ((), "first", "text", True)
+    assert recipe.order == "raise" and METHODS["llm-mq"].recipe().order == "keep"
 
 
 def test_every_choice_is_canonical_and_occurs_once() -> None:

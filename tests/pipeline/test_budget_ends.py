@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from bitbudget.pipeline.api import plan, quantize
 from bitbudget.pipeline.budgets import DIMENSIONS, Budget, passthrough_bytes
 from bitbudget.pipeline.by_budget import Options
 from bitbudget.pipeline.offers import Offer, chosen, costs, digits, offers
-from bitbudget.pipeline.planning import Question, offered, output_of, question, refuse_infeasible, richest, solved
+from bitbudget.pipeline.solving import Question, offered, output_of, question, refuse_infeasible, richest, solved
 
 METHOD = LlmMq(bits=(2, 4), groups=(16, 32), outliers=("0", "1%"), tables=("int4:g32",), reference="int3:g32")
 BESIDE = 12_345
@@ -61,6 +62,21 @@ def least_named(source: SourceModel, kind: str, shard: int = SHARDS[0]) -> float
     if kind == "memory":
         assert f"{BESIDE:,}" in text and f"{passthrough_bytes(source):,}" in text and "--context" in text
     return float(found[1].rstrip(".").replace(",", ""))
+
+
+def test_a_small_signed_sum_does_not_buy_fewer_bits(source: SourceModel) -> None:
+    """Every layer's narrowest choice seems to lose nothing: the solver believes it only where the recipe says so."""
+    asked, every = ask(source, Budget(weights=10**9))
+    fair = table_of(source, every)
+    units = []
+    for unit in fair.units:
+        cheapest = min(unit.points, key=lambda point: point.cost)
+        points = (replace(one, score=0.0 if one is cheapest else one.score + 1) for one in unit.points)
+        units.append(replace(unit, points=tuple(points)))
+    table = replace(fair, units=tuple(units))
+    kept, raised = (solved(table, replace(asked, order=order), source, every) for order in ("keep", "raise"))
+    assert kept.costs["bytes"] == sum(min(point.cost for point in unit.points)[0] for unit in units)
+    assert raised.costs["bytes"] > kept.costs["bytes"]
 
 
 @pytest.mark.parametrize("shard", SHARDS)

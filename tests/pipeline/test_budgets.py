@@ -17,8 +17,9 @@ from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, Budge
 from bitbudget.pipeline.by_budget import Options
 from bitbudget.pipeline.effort import Effort
 from bitbudget.pipeline.offers import chosen, costs, digits
-from bitbudget.pipeline.planning import Planner, Settings, offered, output_of, question, restricted, solved
+from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.progress import Run, Silent
+from bitbudget.pipeline.solving import offered, output_of, question, restricted, solved
 from bitbudget.pipeline.table import Measured
 
 METHOD = LlmMq(groups=(16, 32), outliers=("0", "1%"), tables=("int4:g32", "int8:g32"), reference="int3:g32")

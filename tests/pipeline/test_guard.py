@@ -20,10 +20,11 @@ from bitbudget.pipeline.effort import Effort
 from bitbudget.pipeline.guard import Candidate, Judged, best, judge
 from bitbudget.pipeline.offers import KEPT, chosen
 from bitbudget.pipeline.output import plan_layer
-from bitbudget.pipeline.planning import Planner, Settings, offered, output_of, question
+from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Run, Silent
 from bitbudget.pipeline.rivals import Rival, Rivals
+from bitbudget.pipeline.solving import offered, output_of, question
 from bitbudget.pipeline.table import Measured
 from bitbudget.storage import Choice
 from bitbudget.transforms.fold import Fold

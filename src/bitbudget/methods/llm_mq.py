@@ -84,6 +84,8 @@ class LlmMq:
             labels=self.labels,
             scaling=self.scaling,
             reference=self.reference,
+            # A signed sum is small by chance: without this, 2 bits can look better than 4.
+            order="raise" if self.score == "first" else "keep",
         )
 
     def _choices(self) -> list[str]:

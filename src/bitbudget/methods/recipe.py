@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Labels = Literal["sampled", "text"]
+Order = Literal["keep", "raise"]
 KEPT = "16bit"  # in place of a choice's text: as it is
 
 
@@ -13,7 +14,8 @@ class Recipe:
     """choices: texts of the choices for the blocks' linears; tables: for embedding and head (they may always stay 16-bit).
 
     estimator: one of `scoring.ESTIMATORS`. labels: what the loss is taken against, tokens drawn from the model or the text's
-    own. scaling: whether inputs are scaled first (AWQ), searched at the choice `reference`.
+    own. scaling: whether inputs are scaled first (AWQ), searched at the choice `reference`. order: what the solver does with a
+    score that is larger than that of a cheaper choice, "keep" it or "raise" the cheaper one's (`allocation.Objective`).
     """
 
     method: str
@@ -23,6 +25,7 @@ class Recipe:
     labels: Labels
     scaling: bool
     reference: str
+    order: Order = "keep"
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Recipe":

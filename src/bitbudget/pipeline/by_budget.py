@@ -17,10 +17,11 @@ from bitbudget.pipeline.judging import scaled_again
 from bitbudget.pipeline.memory import memory_promise
 from bitbudget.pipeline.offers import chosen, offers
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, PlannedLayer
-from bitbudget.pipeline.planning import Planner, Settings, output_of, question
+from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.quantize import Writing
+from bitbudget.pipeline.solving import output_of, question
 from bitbudget.pipeline.work import source_hashes
 from bitbudget.transforms.fold import Fold
 
@@ -70,12 +71,13 @@ def plan_for(source: SourceModel, budget: Budget, options: Options, max_shard_by
     """See `api.plan`."""
     if not budget:
         raise InputError("No budget was given. Name one, such as --memory 4GiB, --weights 3GB, --bits 4 or --disk 3GB.")
-    planner = Planner(source, options.settings(options.recipe(), effort_of(options.effort)), run)
+    recipe = options.recipe()
+    planner = Planner(source, options.settings(recipe, effort_of(options.effort)), run)
     memory = None
     if budget.memory is not None:
         promise = memory_promise(source, options.context, options.kv_dtype, planner.device, options.reserve)
         memory = promise.to_dict() | {"budget": budget.memory}
-    asked = question(source, budget, memory["beside_weights"] if memory else 0, max_shard_bytes)
+    asked = question(source, budget, memory["beside_weights"] if memory else 0, max_shard_bytes, recipe.order)
     decided = decide(planner, asked)
     plan = replace(decided.plan, settings=dict(decided.plan.settings) | {"memory": memory, "comparison": decided.guard})
     return Planned(

@@ -14,22 +14,15 @@ from bitbudget.pipeline.guard import Candidate, Judged, best
 from bitbudget.pipeline.judging import judged, scaled_again
 from bitbudget.pipeline.offers import Offer, chosen, costs, digits
 from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of
-from bitbudget.pipeline.planning import (
-    AGREEMENT,
-    Planner,
-    Question,
-    offered,
-    refuse_infeasible,
-    restricted,
-    richest,
-    solved,
-)
+from bitbudget.pipeline.planning import Planner
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.rivals import Rival, Rivals
+from bitbudget.pipeline.solving import Question, offered, refuse_infeasible, restricted, richest, solved
 from bitbudget.pipeline.table import Measured
 from bitbudget.pipeline.texts import Cut, sample
 from bitbudget.transforms.fold import Fold
 
+AGREEMENT = 0.02  # what a half's plan may lose more, by the other half's scores, than that half's own
 PLAN, AGAIN, UNSCALED = "plan", "plan, scales searched again at its widths", "plan, without scales"
 SCALES = {PLAN: "first", AGAIN: "again", UNSCALED: "none"}
 
@@ -80,10 +73,12 @@ def agree(planner: Planner, measured: Measured, asked: Question, every: Sequence
         restricted(measured.table(planner.source, planner.offers, {}, slice(first, None, 2)), every)
         for first in (0, 1)
     ]
-    plans = [solve(half.units, asked.solver_limit(half)) for half in halves]
+    plans = [solve(half.units, asked.solver_limit(half), asked.solver) for half in halves]
     for own, other in ((0, 1), (1, 0)):
         scores = {
-            (unit.name, point.label): max(point.score, 0.0) for unit in halves[other].units for point in unit.points
+            (unit.name, point.label): loss
+            for unit in halves[other].units
+            for point, loss in zip(unit.points, asked.solver.objective.losses(unit), strict=True)
         }
         foreign = sum(scores[name, point.label] for name, point in plans[own].points.items())
         if foreign > (1 + AGREEMENT) * plans[other].loss:

@@ -10,7 +10,7 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import DISK, exceeded
 from bitbudget.pipeline.offers import Offer
 from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of, plan_layer
-from bitbudget.pipeline.planning import Question
+from bitbudget.pipeline.solving import Question
 from bitbudget.storage import Choice
 
 # What attention mixes and what closes the block: llama.cpp's mixes give them more bits, as does every hand recipe since.
