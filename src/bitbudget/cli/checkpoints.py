@@ -27,6 +27,10 @@ def forecast(  # noqa: PLR0913 -- one parameter an option
     context: options.Context = None,
     kv_dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32, fp8 or int8.")] = "fp16",
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure this machine, to forecast times.")] = True,
+    effort: Annotated[
+        str | None,
+        typer.Option(metavar="fast|normal|best", help="Forecast planning for a budget too.", show_default=False),
+    ] = None,
     device: options.Device = "auto",
     trust_remote_code: options.RemoteCode = False,
     as_json: options.AsJson = False,
@@ -51,6 +55,7 @@ def forecast(  # noqa: PLR0913 -- one parameter an option
                 kv_dtype=kv_dtype,
                 device=device,
                 probe=probe,
+                effort=effort,
                 trust_remote_code=trust_remote_code,
             ).to_dict()
         running.show({"model": model, **found}, lambda: show_forecast(running.results, model, found))

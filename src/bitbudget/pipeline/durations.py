@@ -12,13 +12,13 @@ HIDDEN_PASSES = 16  # over the hidden state: two norms in their steps, two sums
 def stage_seconds(work: Workload, speeds: Speeds) -> dict[str, float]:
     """Seconds of all stages, by name."""
     again = speeds.cached_bytes if work.stays_cached else speeds.read_bytes
-    running = _running(work, speeds)
+    passing = running(work, speeds, VERIFY_TOKENS, work.window)
     heads = sum(work.outside) / speeds.load_weights
     return {
         "quantize": _quantize(work, speeds),
         "check": _check(work, speeds, again),
-        "original model": work.source_bytes / again + sum(work.block_weights) / speeds.load_weights + running,
-        "stored model": work.plan.weights_bytes / again + _decoding(work, speeds) + running,
+        "original model": work.source_bytes / again + sum(work.block_weights) / speeds.load_weights + passing,
+        "stored model": work.plan.weights_bytes / again + _decoding(work, speeds) + passing,
         "compare": 2 * heads + _comparing(work, speeds),
     }
 
@@ -47,16 +47,16 @@ def _decoding(work: Workload, speeds: Speeds) -> float:
     return stored / speeds.decode_weights + (sum(work.block_weights) - stored) / speeds.load_weights
 
 
-def _running(work: Workload, speeds: Speeds) -> float:
-    """All windows through all blocks: linears and attention by their FLOP, the rest by passes over what they return.
+def running(work: Workload, speeds: Speeds, tokens: float, window: int) -> float:
+    """Tokens in windows through all blocks: linears and attention by their FLOP, the rest by passes over what they return.
 
     Every expert of a mixture is counted as if all of them ran, so such models take less.
     """
     hidden = work.table[1]
     outputs = sum(planned.layer.shape[0] for block in work.blocks for planned in block)
-    flops = 2 * sum(work.block_weights) + 4 * work.window * hidden * len(work.block_weights)
+    flops = 2 * sum(work.block_weights) + 4 * window * hidden * len(work.block_weights)
     passes = WIDE_PASSES * outputs + HIDDEN_PASSES * hidden * len(work.block_weights)
-    return VERIFY_TOKENS * (flops / speeds.flops + passes / speeds.elementwise)
+    return tokens * (flops / speeds.flops + passes / speeds.elementwise)
 
 
 def _comparing(work: Workload, speeds: Speeds) -> float:

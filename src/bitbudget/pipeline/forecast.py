@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from bitbudget.data import resolve_model
+from bitbudget.methods import METHODS
 from bitbudget.methods.recipe import KEPT
 from bitbudget.models.devices import compute_dtype, resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import KvCache, kv_cache
 from bitbudget.pipeline.durations import stage_seconds
+from bitbudget.pipeline.effort import effort_of
 from bitbudget.pipeline.output import OutputPlan, uniform_plan
 from bitbudget.pipeline.peaks import memory_now, stage_peaks
+from bitbudget.pipeline.planning import Planner, Settings
+from bitbudget.pipeline.planning_time import PlanningStage, PlanningTime
 from bitbudget.pipeline.probe import Kind, Speeds, measure_speeds
+from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.workload import Workload, weights
 from bitbudget.storage import Choice
 
@@ -92,7 +97,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All that can be told beforehand. Bytes are exact; `stages` are estimates, for the choice `stages_choice`."""
+    """All that can be told beforehand. Bytes are exact; `stages` are estimates, for the choice `stages_choice`; `planning`, before
+    them, is what choosing for a budget takes with `effort` (none if no effort was named).
+    """
 
     now: Now
     rows: tuple[Row, ...]
@@ -105,6 +112,8 @@ class Forecast:
     stages_choice: str
     device: str
     speeds: Speeds | None
+    effort: str | None = None
+    planning: tuple[PlanningStage, ...] = ()
 
     @property
     def reachable(self) -> tuple[int, int]:
@@ -136,13 +145,15 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
     kv_dtype: str = "fp16",
     device: str = "auto",
     probe: bool = True,
+    effort: str | None = None,
     trust_remote_code: bool = False,
 ) -> Forecast:
     """What every uniform choice would take, and what making it would.
 
     model: a folder, a hub id, or "demo". embedding, head: a choice, or "16bit" to keep them. context: tokens of the
     key-value cache, by default the model's longest, at most 8,192. kv_dtype: fp16, bf16, fp32, fp8 or int8. probe:
-    measure this machine for about three seconds; without it stages have no seconds.
+    measure this machine for about three seconds; without it stages have no seconds. effort: fast, normal or best, to be told
+    how long planning for a budget takes (reads tokenizer and text, and needs the probe).
 
     Raises InputError for a model, choice, context or dtype that cannot be used, OutputError if the probe cannot write.
     """
@@ -152,7 +163,8 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
     plans = {text: _plan(source, text, embedding, head) for text in choices}
     named = next(iter(plans), STAGES_CHOICE) if STAGES_CHOICE not in plans else STAGES_CHOICE
     plan = plans.get(named) or _plan(source, named, embedding, head)
-    stages, speeds = _stages(Workload(source, plan, where, compute_dtype(where, source.config)), probe)
+    work = Workload(source, plan, where, compute_dtype(where, source.config))
+    stages, speeds = _stages(work, probe)
     return Forecast(
         now=_now(source),
         rows=tuple(_row(plan) for plan in plans.values()),
@@ -165,7 +177,18 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
         stages_choice=named,
         device=str(where),
         speeds=speeds,
+        effort=effort,
+        planning=_planning(work, speeds, effort, trust_remote_code) if effort else (),
     )
+
+
+def _planning(work: Workload, speeds: Speeds | None, effort: str, trust_remote_code: bool) -> tuple[PlanningStage, ...]:
+    """Of planning as `plan` does it by default."""
+    settings = Settings(METHODS["llm-mq"].recipe(), effort_of(effort))
+    if speeds is None:
+        return ()
+    planner = Planner(work.source, settings, Run(str(work.device), trust_remote_code=trust_remote_code))
+    return PlanningTime(planner, work, speeds).stages()
 
 
 def _plan(source: SourceModel, choice: str, embedding: str, head: str) -> OutputPlan:

@@ -69,12 +69,12 @@ def measure_speeds(kind: Kind, device: torch.device, dtype: torch.dtype) -> Spee
     rows = max(1, min(kind.shape[0], LARGEST_WEIGHT_BYTES // 4 // columns))
     inputs = torch.full((VERIFY_CUT.window, columns), 0.5, device=device, dtype=dtype)
     weight = torch.full((rows, columns), 0.01, device=device, dtype=dtype)
-    matmul = _rate(lambda: torch.nn.functional.linear(inputs, weight), device)
+    matmul = rate(lambda: torch.nn.functional.linear(inputs, weight), device)
     written, fresh, cached = _disk()
     return Speeds(
         threads=torch.get_num_threads(),
         flops=2 * VERIFY_CUT.window * rows * columns * matmul,
-        elementwise=inputs.numel() * _rate(lambda: inputs * inputs, device),
+        elementwise=inputs.numel() * rate(lambda: inputs * inputs, device),
         read_bytes=fresh,
         cached_bytes=cached,
         write_bytes=written,
@@ -93,11 +93,11 @@ def _weight_rates(kind: Kind, shape: tuple[int, int], device: torch.device, dtyp
     memory = weight.view(torch.uint8).reshape(-1).numpy().data
     count = weight.numel()
     return {
-        "hash_bytes": weight.nbytes * _rate(lambda: sha256(memory).digest(), cpu),
-        "look_weights": count * _rate(lambda: torch.isfinite(weight).all(), cpu),
-        "load_weights": count * _rate(lambda: weight.clone().to(device, dtype), device),
-        "store_weights": count * _rate(lambda: nearest(weight, choice), cpu),
-        "decode_weights": count * _rate(lambda: stored.dequantize().to(device, dtype), device),
+        "hash_bytes": weight.nbytes * rate(lambda: sha256(memory).digest(), cpu),
+        "look_weights": count * rate(lambda: torch.isfinite(weight).all(), cpu),
+        "load_weights": count * rate(lambda: weight.clone().to(device, dtype), device),
+        "store_weights": count * rate(lambda: nearest(weight, choice), cpu),
+        "decode_weights": count * rate(lambda: stored.dequantize().to(device, dtype), device),
     }
 
 
@@ -111,10 +111,10 @@ def _compare_rate(vocabulary: int, device: torch.device) -> float:
         agreeing = (log_p.argmax(-1) == log_q.argmax(-1)).sum()
         return (log_p.exp() * (log_p - log_q)).sum() + agreeing
 
-    return one.numel() * _rate(compare, device)
+    return one.numel() * rate(compare, device)
 
 
-def _rate(operation: Callable[[], object], device: torch.device) -> float:
+def rate(operation: Callable[[], object], device: torch.device) -> float:
     """Runs a second, after one that warms up."""
     operation()
     _wait(device)

@@ -21,6 +21,9 @@ def show_forecast(console: Console, model: str, forecast: dict[str, Any]) -> Non
     _show_cache(console, forecast["kv_cache"])
     console.print()
     _show_kept(console, forecast)
+    if forecast["planning"]:
+        console.print()
+        _show_planning(console, forecast)
     console.print()
     _show_stages(console, forecast)
 
@@ -80,6 +83,21 @@ def _show_kept(console: Console, forecast: dict[str, Any]) -> None:
         more = f" and {layers - 1} more" if layers > 1 else ""
         likewise = f", likewise {len(instead) - 1} other choices" if len(instead) > 1 else ""
         say(console, f"  - {first}{more}: {reason}; {instead[0]}{likewise}")
+
+
+def _show_planning(console: Console, forecast: dict[str, Any]) -> None:
+    table = new_table("stage", "time")
+    ends = [(stage["name"], stage["least_seconds"], stage["most_seconds"]) for stage in forecast["planning"]]
+    for name, least, most in ends:
+        table.add_row(name, _span(least, most))
+    table.add_section()
+    table.add_row("all", _span(sum(least for _, least, _ in ends), sum(most for _, _, most in ends)))
+    say(console, f"Estimated for planning with --effort {forecast['effort']} on {forecast['device']}, before the stages below:")
+    console.print(table)
+
+
+def _span(least: float, most: float) -> str:
+    return _time(least) if _time(least) == _time(most) else f"{_time(least)} to {_time(most)}"
 
 
 def _show_stages(console: Console, forecast: dict[str, Any]) -> None:
