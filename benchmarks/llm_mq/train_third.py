@@ -47,7 +47,7 @@ def architecture(vocabulary: int) -> StableLmConfig:
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=LENGTH,
         use_qkv_bias=True,
         tie_word_embeddings=False,
         bos_token_id=0,
