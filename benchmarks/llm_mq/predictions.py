@@ -109,7 +109,7 @@ def rows_of(
                 print(f"{model} {labels} {count}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
                 for choices, own in losses.items():
                     for name in names:
-                        scores = predicted(planner, measured, name, choices)
+                        scores = predicted(planner, measured, name, count, choices)
                         for choice in choices:
                             row = {"model": model, "estimator": name, "labels": labels, "sequences": measured.sequences}
                             row |= {"text": "low" if choices == LOW else "high", "choice": choice}

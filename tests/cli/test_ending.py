@@ -25,6 +25,17 @@ COMMAND = [
 ]
 
 
+# The same program, resting after every line of its journal: the signal comes before the end on any machine.
+RESTING = """
+import time
+from bitbudget.checkpoint.journal import Journal
+record = Journal.record
+Journal.record = lambda self, *note: (record(self, *note), time.sleep(0.3))[0]
+from bitbudget.cli import main
+main()
+"""
+
+
 def wait_for_lines(path: Path, count: int) -> None:
     end = time.monotonic() + 180  # a busy machine takes its time to load torch
     while not path.is_file() or path.read_bytes().count(b"\n") < count:
@@ -38,7 +49,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
     output = tmp_path / "out"
     command = [*COMMAND, "-o", str(output), "--no-verify"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    slow = [sys.executable, "-c", RESTING, *command[3:]]
+    process = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_lines(output / "journal.jsonl", 4)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
