@@ -47,7 +47,7 @@ def _decoding(work: Workload, speeds: Speeds) -> float:
     return stored / speeds.decode_weights + (sum(work.block_weights) - stored) / speeds.load_weights
 
 
-def running(work: Workload, speeds: Speeds, tokens: float, window: int) -> float:
+def running(work: Workload, speeds: Speeds, tokens: int, window: int) -> float:
     """Tokens in windows through all blocks: linears and attention by their FLOP, the rest by passes over what they return.
 
     Every expert of a mixture is counted as if all of them ran, so such models take less.

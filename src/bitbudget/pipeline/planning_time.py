@@ -77,10 +77,10 @@ class PlanningTime:
             PlanningStage("guard", guard + again, guard + again),
         )
 
-    def _forward(self, tokens: float, window: int | None = None) -> float:
+    def _forward(self, tokens: int) -> float:
         """All blocks, read from the page cache."""
         loading = self.work.source_bytes / self.speeds.cached_bytes + sum(self.work.block_weights) / self.speeds.load_weights
-        return loading + running(self.work, self.speeds, tokens, window or self.window)
+        return loading + running(self.work, self.speeds, tokens, self.window)
 
     def _calibrate(self, sequences: int) -> float:
         tokens = sequences * self.window
