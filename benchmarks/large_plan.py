@@ -2,8 +2,9 @@
 
     python benchmarks/large_plan.py [--blocks 25] [--folder DIR] [--weights 1GiB]
 
-Makes the random checkpoint of `large_model.py` (3.08 GiB with its 25 blocks; fewer for a shorter run), streams it once over the
-calibration tokens of `--effort fast`, then runs `bitbudget quantize --effort fast` in a process of its own, sampled every 10 ms.
+Makes the random checkpoint of `large_model.py` (3.08 GiB with its 25 blocks; fewer for a shorter run), forecasts it, streams it
+once over the calibration tokens of `--effort fast`, then runs `bitbudget quantize --effort fast` in a process of its own, sampled
+every 10 ms.
 Writes benchmarks/results/large_plan.json.
 """
 
@@ -22,6 +23,7 @@ from sampling import sampled
 from bitbudget.methods import METHODS
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.effort import EFFORTS
+from bitbudget.pipeline.forecast import forecast
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.progress import Run
 from bitbudget.pipeline.runlog import run_log_path
@@ -55,6 +57,7 @@ def main() -> None:
     shutil.rmtree(output, ignore_errors=True)
     shutil.rmtree(arguments.folder / "cache", ignore_errors=True)
     run_log_path(output).unlink(missing_ok=True)
+    told = forecast(model, effort="fast")
     tokens, forward = forward_seconds(model)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = ["--weights", arguments.weights, "--effort", "fast", "--cache", str(arguments.folder / "cache")]
@@ -79,6 +82,8 @@ def main() -> None:
         "times_the_forward": round(plan_and_quantize / forward, 2),
         "peak_bytes": run.peak_bytes,
         "stages": log["seconds"],
+        "forecast": {stage.name: round(stage.most_seconds, 1) for stage in told.planning}
+        | {stage.name: round(stage.seconds or 0.0, 1) for stage in told.stages},
         "guard": {"winner": record["guard"]["winner"], "kl": [one["kl"] for one in record["guard"]["candidates"]]},
         "threads": torch.get_num_threads(),
         "load_1_minute": os.getloadavg()[0],

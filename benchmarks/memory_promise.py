@@ -1,10 +1,11 @@
 """Does `bitbudget run` keep the memory that it promises? A prompt in chunks of 512 tokens fills nearly the whole context.
 
-    python benchmarks/memory_promise.py [--folder DIR] [--blocks 25] [--context 1024]
+    python benchmarks/memory_promise.py [--folder DIR] [--blocks 25] [--context 1024] [--memory 1500MiB,1200MiB,900MiB]
 
-Takes the random checkpoint of large_model.py (about 3 GiB), stores it three times, runs each in a process of its own and
-writes benchmarks/results/memory_promise.json. Peaks are measured twice: by the process itself, the pages of its weight
-files included, and from outside: RssAnon + RssShmem less what it held when libraries and tokenizer were loaded.
+Takes the random checkpoint of large_model.py (about 3 GiB) in the folder of large_plan.py, whose measurements it shares, plans and
+stores it for three budgets of `--memory`, runs each in a process of its own and writes benchmarks/results/memory_promise.json.
+Peaks are measured twice: by the process itself, the pages of its weight files included, and from outside: RssAnon + RssShmem less
+what it held when libraries and tokenizer were loaded.
 """
 
 import argparse
@@ -18,22 +19,17 @@ import large_model
 from sampling import sampled
 
 from bitbudget.calibration.tokenizer import Tokenizer
+from bitbudget.pipeline.runlog import run_log_path
 
 RESULT = Path(__file__).parent / "results" / "memory_promise.json"
 TOOL = [sys.executable, "-m", "bitbudget"]
 NEW_TOKENS = 8
-STORED = {
-    "int4": ["--choice", "int4:g128"],
-    "int3": ["--choice", "int3:g128"],
-    "int2": ["--choice", "int2:g128", "--embedding", "int4:g128"],
-}
 
 
 def store(source: Path, output: Path, words: list[str]) -> None:
-    """Quantize with the words of a plan (`--choice …`), without verification; a finished folder is kept."""
-    if not (output / "config.json").is_file():
-        done = sampled([*TOOL, "quantize", str(source), *words, "--no-verify", "-o", str(output)])
-        assert done.code == 0, done.output
+    """Quantize with the words of a budget, without verification."""
+    done = sampled([*TOOL, "quantize", str(source), *words, "--effort", "fast", "--no-verify", "-o", str(output)])
+    assert done.code == 0, done.output
 
 
 def prompt_of(folder: Path, tokens: int) -> str:
@@ -69,22 +65,26 @@ def kept(folder: Path, context: int, dtype: str = "auto") -> dict[str, Any]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--folder", type=Path, default=Path("/tmp/bitbudget-large"))
+    arguments.add_argument("--folder", type=Path, default=Path("large-plan"))
+    arguments.add_argument("--memory", default="1500MiB,1200MiB,900MiB")
     arguments.add_argument("--blocks", type=int, default=large_model.BLOCKS)
     arguments.add_argument("--context", type=int, default=1024)
     arguments.add_argument("--result", type=Path, default=RESULT)
     options = arguments.parse_args()
     large_model.BLOCKS = options.blocks
-    source = options.folder / "source"
+    source = options.folder / "model"
     if not (source / "config.json").is_file():
         large_model.make(source)
     result: dict[str, Any] = {"blocks": options.blocks, "context": options.context, "runs": {}}
-    for name, words in STORED.items():
-        output = options.folder / f"memory-{name}"
+    for memory in options.memory.split(","):
+        output = options.folder / f"memory-{memory}"
+        shutil.rmtree(output, ignore_errors=True)
+        run_log_path(output).unlink(missing_ok=True)
+        words = ["--memory", memory, "--context", str(options.context), "--cache", str(options.folder / "cache")]
         store(source, output, words)
-        result["runs"][name] = kept(output, options.context)
+        result["runs"][memory] = kept(output, options.context)
         shutil.rmtree(output)
-        print(name, json.dumps(result["runs"][name], indent=2))
+        print(memory, json.dumps(result["runs"][memory], indent=2))
     options.result.parent.mkdir(exist_ok=True)
     options.result.write_text(json.dumps(result, indent=2) + "\n")
 
