@@ -25,9 +25,11 @@ COMMAND = [
 ]
 
 
-# The same program, resting after every line of its journal: the signal comes before the end on any machine.
+# The same program, resting after every shard, so that the signal comes before the end on any machine, and listening to Ctrl-C also
+# where the tests themselves were told to ignore it (as what a shell sends to the background is).
 RESTING = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from bitbudget.checkpoint.journal import Journal
 record = Journal.record
 Journal.record = lambda self, *note: (record(self, *note), time.sleep(0.3))[0]
