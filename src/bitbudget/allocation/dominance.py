@@ -1,6 +1,7 @@
 """Which of many value vectors nothing else is at least as good as, in every value."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -27,7 +28,7 @@ def undominated_rows(values: Int64[ndarray, "rows values"]) -> Bool[ndarray, "ro
         earlier = np.flatnonzero(kept[:start])
         block = values[start:stop]
         beaten = np.any(_matched(block, values[earlier]), axis=1)
-        within = np.any(np.tril(_matched(block, block), k=-1), axis=1)
+        within = np.any(_matched(block, block) & _earlier(len(block)), axis=1)
         kept[start:stop] = ~(beaten | within)
     return kept
 
@@ -40,6 +41,12 @@ def _matched(
     for column, other in zip(values.T, by.T, strict=True):
         result &= other[None, :] <= column[:, None]
     return result
+
+
+@cache
+def _earlier(rows: int) -> Bool[ndarray, "rows rows"]:
+    """Mask of the rows before a row. Blocks are as long as units have points, so there are few different ones."""
+    return np.tri(rows, k=-1, dtype=bool)
 
 
 def _ranks(column: Sequence[int | float]) -> Int64[ndarray, "rows"]:

@@ -13,12 +13,13 @@ from bitbudget.allocation.fill import filled, repaired
 from bitbudget.allocation.multipliers import Relaxed, relax
 from bitbudget.allocation.problem import Problem, sorted_problem
 from bitbudget.allocation.sweep import Sweep, Swept
-from bitbudget.allocation.tree import Tree, core_of
+from bitbudget.allocation.tree import Core, Tree, core_of
 
 LAST_PLANS = 6  # of the relaxation: those near its optimum
-TRIAL_STATES = (1024, 2048)  # of the first sweep, which is there to find a plan: for one budget, for several
+TRIAL_STATES = 1024  # of the first sweep, which is there to find a plan
 TRIAL_UNITS = 48  # how many units may leave the base plan in it
 SHARE_BEFORE_TREE = 4  # of the states, under several budgets: a wider sweep takes longer than the tree
+FIRST_BRANCHES = 40  # of the tree, before HiGHS is asked for a better plan at its root: a tree below a poor plan never ends
 
 Tie = Callable[[int], int]  # source of a point → what decides between plans of equal loss and costs
 
@@ -100,72 +101,125 @@ def greedy(problem: Problem, plans: Iterable[Int64[ndarray, "units"]]) -> Int64[
 
 
 def _closed(lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie) -> Found:
-    """A sweep over few units for a good plan, then one over all. Where the gap stays open, a tree, and HiGHS for a better
-    plan with a last sweep: under several budgets the tree first, which proves most, and neither for what is near."""
-    problem = lower.problem
-    several = problem.dimensions > 1
-    best, swept = _swept(lower, best, tie, min(TRIAL_STATES[several], effort.states), units=TRIAL_UNITS)
-    if not swept.complete:
-        states = max(effort.states // SHARE_BEFORE_TREE, 1) if several else effort.states
-        best, swept = _swept(lower, best, tie, states, all_or_nothing=several)
-    reached, nodes, asked = swept.bound, 0, False
-    for method in ("tree", "highs") if several else ("highs", "tree"):
-        gap = problem.value(best) - reached
-        if gap <= 0 or (several and gap <= effort.near * problem.value(best)):
-            break
-        if method == "tree" and effort.branches > 0:
-            best, floor, nodes = _grown(lower, best, tie, effort.branches)
-            reached = max(reached, floor)
-        if method == "highs" and effort.nodes > 0:
-            best, swept = _proposed(lower, best, effort, tie)
-            reached, asked = max(reached, swept.bound), True
-    value = problem.value(best)
-    in_units = np.bincount(problem.unit[lower.within(value - lower.value)], minlength=problem.units)
-    work = Work(int(in_units[in_units > 1].sum()), int((in_units > 1).sum()), swept.states, asked, nodes)
-    return Found(best, value, min(reached, value), lower.multipliers, work)
+    """A sweep over few units for a good plan, then one over all, then trees and HiGHS while the gap stays open.
+
+    With one budget the sweep closes nearly all, so where it did not a plan is missing: HiGHS first. With several the tree proves
+    most, but below a poor plan it never ends: where a turn of it did not halve the gap, HiGHS is asked for a plan at its root.
+    """
+    several = lower.problem.dimensions > 1
+    closing = _Closing(lower, best, effort, tie)
+    closing.sweep(min(TRIAL_STATES, effort.states), TRIAL_UNITS)
+    if not closing.complete:
+        closing.sweep(max(effort.states // SHARE_BEFORE_TREE, 1) if several else effort.states)
+    if several:
+        before = 2 * closing.gap
+        while closing.gap <= before // 2 and closing.growing.nodes < effort.branches and closing.is_open:
+            before = closing.gap
+            closing.grow(FIRST_BRANCHES)
+        closing.propose(min(1, effort.nodes), max(effort.states // SHARE_BEFORE_TREE, 1))
+    else:
+        closing.propose(effort.nodes, effort.states)
+    closing.grow(effort.branches)
+    if several:
+        closing.propose(effort.nodes, effort.states)
+    return closing.found()
 
 
-def _proposed(
-    lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie
-) -> tuple[Int64[ndarray, "units"], Swept]:
-    """HiGHS's plan where it is better, and a sweep over what it leaves open."""
-    problem = lower.problem
-    proposal = branched(lower, problem.value(best), effort.nodes)
-    better = greedy(problem, [best] if proposal is None else [best, proposal])
-    return _swept(lower, best if better is None else better, tie, effort.states, all_or_nothing=problem.dimensions > 1)
+class _Closing:
+    """The best plan so far and the bound reached so far, and the methods that bring them together; none does anything where the
+    gap is closed or, under several budgets, near."""
+
+    def __init__(self, lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie) -> None:
+        self.lower = lower
+        self.best = best
+        self.effort = effort
+        self.tie = tie
+        self.reached = lower.value
+        self.complete = False
+        self.states = 0
+        self.asked = False
+        self.growing = _Growing(lower, tie)
+
+    @property
+    def gap(self) -> int:
+        return self.lower.problem.value(self.best) - self.reached
+
+    @property
+    def is_open(self) -> bool:
+        near = self.effort.near if self.lower.problem.dimensions > 1 else 0.0
+        return self.gap > 0 and self.gap > near * self.lower.problem.value(self.best)
+
+    def sweep(self, states: int, units: int | None = None) -> None:
+        """Over all open units, or some. Under several budgets one that cannot hold all states ends at once."""
+        problem = self.lower.problem
+        swept = Sweep(self.lower, problem.value(self.best), self.tie, states, units).run(
+            all_or_nothing=units is None and problem.dimensions > 1
+        )
+        self.best = _better(problem, self.best, swept)
+        self.reached = max(self.reached, swept.bound)
+        self.complete, self.states = swept.complete, swept.states
+
+    def propose(self, nodes: int, states: int) -> None:
+        """HiGHS's plan where it is better, and a sweep over what it leaves open."""
+        if not self.is_open or nodes <= 0:
+            return
+        problem = self.lower.problem
+        proposal = branched(self.lower, problem.value(self.best), nodes)
+        better = greedy(problem, [self.best] if proposal is None else [self.best, proposal])
+        self.best = self.best if better is None else better
+        self.asked = True
+        self.sweep(states)
+
+    def grow(self, nodes: int) -> None:
+        """More of the tree, of all its nodes as many as are left of the effort's."""
+        nodes = min(nodes, self.effort.branches - self.growing.nodes)
+        if self.is_open and nodes > 0:
+            self.best = self.growing.grown(self.best, nodes)
+            self.reached = max(self.reached, self.growing.bound)
+
+    def found(self) -> Found:
+        problem = self.lower.problem
+        value = problem.value(self.best)
+        in_units = np.bincount(problem.unit[self.lower.within(value - self.lower.value)], minlength=problem.units)
+        points, units = int(in_units[in_units > 1].sum()), int((in_units > 1).sum())
+        work = Work(points, units, self.states, self.asked, self.growing.nodes)
+        return Found(self.best, value, min(self.reached, value), self.lower.multipliers, work)
 
 
-def _grown(
-    lower: Bound, best: Int64[ndarray, "units"], tie: Tie, nodes: int
-) -> tuple[Int64[ndarray, "units"], int, int]:
-    """The best plan, a bound and the number of nodes after branch and bound on the open units."""
-    problem = lower.problem
-    core = core_of(lower, problem.value(best))
-    if core is None:
-        return best, lower.value, 0
-    tree = Tree(core.problem, problem.value(best) - core.constant, _through(problem, tie), lower.value - core.constant)
-    tree.run(nodes)
-    if tree.rows is not None and tree.best + core.constant < problem.value(best):
-        best = core.whole(problem, tree.rows)
-    return best, tree.bound + core.constant, tree.nodes
+class _Growing:
+    """Branch and bound on the open units, which goes on where it was left; nodes: looked at so far."""
+
+    def __init__(self, lower: Bound, tie: Tie) -> None:
+        self.lower = lower
+        self.tie = tie
+        self.bound = lower.value
+        self.nodes = 0
+        self._core: Core | None = None
+        self._tree: Tree | None = None
+
+    def grown(self, best: Int64[ndarray, "units"], nodes: int) -> Int64[ndarray, "units"]:
+        """The best plan after so many more nodes."""
+        problem = self.lower.problem
+        value = problem.value(best)
+        if self._core is None or self._tree is None:
+            self._core = core_of(self.lower, value)
+            if self._core is None:
+                return best
+            core = self._core
+            root = self.lower.value - core.constant
+            self._tree = Tree(core.problem, value - core.constant, _through(problem, self.tie), root)
+        core, tree = self._core, self._tree
+        tree.know(value - core.constant)
+        tree.run(tree.nodes + nodes)
+        self.bound, self.nodes = tree.bound + core.constant, tree.nodes
+        if tree.rows is not None and tree.best + core.constant < value:
+            return core.whole(problem, tree.rows)
+        return best
 
 
 def _through(problem: Problem, tie: Tie) -> Tie:
     """A tie for points whose source is a row of the problem."""
     return lambda row: tie(int(problem.source[row]))
-
-
-def _swept(
-    lower: Bound,
-    best: Int64[ndarray, "units"],
-    tie: Tie,
-    states: int,
-    all_or_nothing: bool = False,
-    units: int | None = None,
-) -> tuple[Int64[ndarray, "units"], Swept]:
-    problem = lower.problem
-    swept = Sweep(lower, problem.value(best), tie, states, units).run(all_or_nothing)
-    return _better(problem, best, swept), swept
 
 
 def _better(problem: Problem, best: Int64[ndarray, "units"], swept: Swept) -> Int64[ndarray, "units"]:

@@ -6,6 +6,7 @@ from numpy import ndarray
 
 BLOCK = 64  # states compared with each other at once when there are two budgets
 THRESHOLDS = 48  # how many partial orders look for dominated states when there are more
+EARLIER = np.tri(BLOCK, k=-1, dtype=bool)  # of a block: the states before a state
 LARGEST = np.iinfo(np.int64).max
 
 
@@ -38,8 +39,10 @@ def _two(second: Int64[ndarray, "states"], loss: Int64[ndarray, "states"]) -> Bo
         below = np.flatnonzero(heights[np.searchsorted(stairs, cost, side="right") - 1] > height)
         cost, height = cost[below], height[below]
         matched = (cost[None, :] <= cost[:, None]) & (height[None, :] <= height[:, None])
-        new = ~np.tril(matched, -1).any(axis=1)
+        new = ~(matched & EARLIER[: len(cost), : len(cost)]).any(axis=1)
         kept[start + below[new]] = True
+        if start + BLOCK >= len(loss):
+            break  # nobody looks at the stairs any more
         stairs, heights = np.concatenate([stairs, cost[new]]), np.concatenate([heights, height[new]])
         order = np.lexsort((heights, stairs))
         stairs, heights = stairs[order], heights[order]

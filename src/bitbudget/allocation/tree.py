@@ -82,8 +82,13 @@ class Tree:
         """No plan of the core lies below it."""
         return min(self.best, self.open[0][0]) if self.open else self.best
 
+    def know(self, value: int) -> None:
+        """Somebody met a plan of the core with this loss."""
+        if value < self.best:
+            self.best, self.rows = value, None
+
     def run(self, nodes: int) -> None:
-        """Look at nodes until none is below the best plan or so many were looked at."""
+        """Look at nodes until none is below the best plan or so many were looked at in all."""
         while self.open and self.nodes < nodes and self.open[0][0] < self.best:
             floor, _, allowed = heappop(self.open)
             self.nodes += 1
@@ -163,7 +168,7 @@ class _Relaxation:
     STEEP = 1e3  # gaps for exceeding a limit by the widest span of a cost
 
     def __init__(self, problem: Problem, gap: int) -> None:
-        from scipy.sparse import csr_array, hstack  # type: ignore[import-untyped]
+        from scipy.sparse import csc_array, csr_array, hstack  # type: ignore[import-untyped]
 
         self.problem = problem
         points, dimensions = len(problem.unit), problem.dimensions
@@ -174,30 +179,31 @@ class _Relaxation:
             [(problem.objective - problem.objective[base]) / self.gap, np.full(dimensions, self.STEEP)]
         )
         cost = (problem.cost - problem.cost[base]) / self.span
-        self.above = hstack([csr_array(cost.T), csr_array(-np.eye(dimensions))]).tocsr()
+        self.above = hstack([csr_array(cost.T), csr_array(-np.eye(dimensions))]).tocsc()
         self.left = (problem.limit - problem.cost[problem.first].sum(axis=0)) / self.span
-        one = csr_array(
+        self.one = csc_array(
             (np.ones(points), (problem.unit, np.arange(points))), shape=(problem.units, points + dimensions)
         )
-        self.one = one
 
     def solve(self, allowed: Bool[ndarray, "points"]) -> tuple[Float64[ndarray, "points"], tuple[float, ...]]:
         """Shares of the points, and the multipliers of the limits."""
         from scipy.optimize import linprog  # type: ignore[import-untyped]
 
-        points = len(self.problem.unit)
-        most = np.concatenate([allowed.astype(np.float64), np.full(self.problem.dimensions, np.inf)])
+        # Forbidden points are no columns at all: most of the time goes into handing the program over.
+        rows = np.flatnonzero(allowed)
+        columns = np.concatenate([rows, len(allowed) + np.arange(self.problem.dimensions)])
         with silent():
             answer = linprog(
-                self.loss,
-                A_ub=self.above,
+                self.loss[columns],
+                A_ub=self.above[:, columns],
                 b_ub=self.left,
-                A_eq=self.one,
+                A_eq=self.one[:, columns],
                 b_eq=np.ones(self.problem.units),
-                bounds=np.column_stack([np.zeros(len(most)), most]),
                 method="highs-ds",
             )
         if answer.x is None:  # no answer is no bound: multipliers of 0 still give a valid one
             return allowed.astype(np.float64), (0.0,) * self.problem.dimensions
+        shares = np.zeros(len(allowed))
+        shares[rows] = answer.x[: len(rows)]
         multipliers = -answer.ineqlin.marginals * self.gap / self.span
-        return answer.x[:points], tuple(shortened(float(value)) for value in multipliers)
+        return shares, tuple(shortened(float(value)) for value in multipliers)
