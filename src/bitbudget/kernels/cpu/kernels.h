@@ -15,7 +15,8 @@ namespace bitbudget {
 
 enum class Isa : int { portable = 0, avx2 = 1, avx2_vnni = 2, avx512_vnni = 3, neon_dotprod = 4, neon_i8mm = 5 };
 
-// a8: q is int8. a16: a second int8 holds the rest of the rounding to 1/254 of a step, as a second pass over the same codes.
+// a8: q is int8. a16: a second int8 holds the rest of the rounding in 1/256 of a step; the kernels multiply both
+// while they hold the codes.
 enum class Activations : int { a8 = 0, a16 = 1 };
 
 // How scales and zeros are held in the packing. fp16: both fp16. bf16: scales bf16, zeros fp16. They take 4 bytes per (row, group), or 8.
