@@ -12,6 +12,15 @@ namespace {
 struct Pair {
   __m256i low, high;
 };
+// Sums have the elements that the multiply-add has: with __m256i, whose elements are 64 bits, GCC holds every sum twice.
+#if defined(__GNUC__)
+using Sums8 = std::int32_t __attribute__((vector_size(32)));
+#else
+using Sums8 = __m256i;
+#endif
+struct SumsPair {
+  Sums8 low, high;
+};
 struct FloatPair {
   __m256 low, high;
 };
@@ -21,7 +30,7 @@ struct Avx2Base {
 
   using Codes = Pair;
   using Values = __m256i;
-  using Sums = Pair;
+  using Sums = SumsPair;
   using Floats = FloatPair;
 
   static BITBUDGET_INLINE __m256i load_half(const void* at) { return _mm256_load_si256(static_cast<const __m256i*>(at)); }
@@ -54,16 +63,16 @@ struct Avx2Base {
     std::memcpy(&quad, at, sizeof quad);
     return _mm256_set1_epi32(quad);
   }
-  static BITBUDGET_INLINE Sums zero_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static BITBUDGET_INLINE Sums zero_sums() { return {(Sums8)_mm256_setzero_si256(), (Sums8)_mm256_setzero_si256()}; }
   static BITBUDGET_INLINE Sums plus(const Sums& a, const Sums& b) {
-    return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+    return {(Sums8)_mm256_add_epi32((__m256i)a.low, (__m256i)b.low), (Sums8)_mm256_add_epi32((__m256i)a.high, (__m256i)b.high)};
   }
   template <int kShift>
   static BITBUDGET_INLINE Sums right_sums(const Sums& a) {
-    return {_mm256_srai_epi32(a.low, kShift), _mm256_srai_epi32(a.high, kShift)};
+    return {(Sums8)_mm256_srai_epi32((__m256i)a.low, kShift), (Sums8)_mm256_srai_epi32((__m256i)a.high, kShift)};
   }
 
-  static BITBUDGET_INLINE Floats floats(const Sums& sums) { return {_mm256_cvtepi32_ps(sums.low), _mm256_cvtepi32_ps(sums.high)}; }
+  static BITBUDGET_INLINE Floats floats(const Sums& sums) { return {_mm256_cvtepi32_ps((__m256i)sums.low), _mm256_cvtepi32_ps((__m256i)sums.high)}; }
   static BITBUDGET_INLINE Floats splat(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
   static BITBUDGET_INLINE Floats times(const Floats& a, const Floats& b) {
     return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};

@@ -14,21 +14,20 @@ struct Avx2 : Avx2Base {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, values), _mm256_set1_epi16(1));
   }
   template <int kLargest>
-  static BITBUDGET_INLINE __m256i dot_register(__m256i sums, __m256i codes, __m256i values) {
+  static BITBUDGET_INLINE Sums8 dot_register(Sums8 sums, __m256i codes, __m256i values) {
     if constexpr (kLargest < 128) {
-      return _mm256_add_epi32(sums, dot_half(codes, values));
+      return (Sums8)_mm256_add_epi32((__m256i)sums, dot_half(codes, values));
     } else {
       const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi8(0x7f));
       const __m256i top = _mm256_and_si256(_mm256_srli_epi16(codes, 7), _mm256_set1_epi8(1));
       // The second factor of vpmaddwd is 128: top bits weigh that much.
       const __m256i tops = _mm256_madd_epi16(_mm256_maddubs_epi16(top, values), _mm256_set1_epi16(128));
-      return _mm256_add_epi32(sums, _mm256_add_epi32(dot_half(low, values), tops));
+      return (Sums8)_mm256_add_epi32((__m256i)sums, _mm256_add_epi32(dot_half(low, values), tops));
     }
   }
   template <int kLargest>
-  static BITBUDGET_INLINE void dot(Sums& sums, const Codes& codes, Values values) {
-    sums.low = dot_register<kLargest>(sums.low, codes.low, values);
-    sums.high = dot_register<kLargest>(sums.high, codes.high, values);
+  static BITBUDGET_INLINE Sums dot(const Sums& sums, const Codes& codes, Values values) {
+    return {dot_register<kLargest>(sums.low, codes.low, values), dot_register<kLargest>(sums.high, codes.high, values)};
   }
 };
 

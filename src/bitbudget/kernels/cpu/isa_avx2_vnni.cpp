@@ -10,9 +10,9 @@ struct Avx2Vnni : Avx2Base {
   static constexpr bool kWholeBytes = true;
 
   template <int kLargest>
-  static BITBUDGET_INLINE void dot(Sums& sums, const Codes& codes, Values values) {
-    sums.low = _mm256_dpbusd_avx_epi32(sums.low, codes.low, values);
-    sums.high = _mm256_dpbusd_avx_epi32(sums.high, codes.high, values);
+  static BITBUDGET_INLINE Sums dot(const Sums& sums, const Codes& codes, Values values) {
+    return {(Sums8)_mm256_dpbusd_avx_epi32((__m256i)sums.low, codes.low, values),
+            (Sums8)_mm256_dpbusd_avx_epi32((__m256i)sums.high, codes.high, values)};
   }
 };
 

@@ -11,13 +11,20 @@
 namespace bitbudget {
 namespace {
 
+// The element type that vpdpbusd has: with __m512i, whose elements are 64 bits, GCC holds every sum twice, once in memory.
+#if defined(__GNUC__)
+using Sums16 = std::int32_t __attribute__((vector_size(64)));
+#else
+using Sums16 = __m512i;
+#endif
+
 struct Avx512Vnni {
   static constexpr int kTiles = 4, kStreams = 6, kClassSums = 16, kWalk = 8;
   static constexpr bool kWholeBytes = true;
 
   using Codes = __m512i;
   using Values = __m512i;
-  using Sums = __m512i;
+  using Sums = Sums16;
   using Floats = __m512;
 
   static BITBUDGET_INLINE Codes load(const std::uint8_t* at) { return _mm512_load_si512(at); }
@@ -42,18 +49,18 @@ struct Avx512Vnni {
     std::memcpy(&quad, at, sizeof quad);
     return _mm512_set1_epi32(quad);
   }
-  static BITBUDGET_INLINE Sums zero_sums() { return _mm512_setzero_si512(); }
+  static BITBUDGET_INLINE Sums zero_sums() { return (Sums)_mm512_setzero_si512(); }
   template <int kLargest>
-  static BITBUDGET_INLINE void dot(Sums& sums, Codes codes, Values values) {
-    sums = _mm512_dpbusd_epi32(sums, codes, values);
+  static BITBUDGET_INLINE Sums dot(Sums sums, Codes codes, Values values) {
+    return (Sums)_mm512_dpbusd_epi32((__m512i)sums, codes, values);
   }
-  static BITBUDGET_INLINE Sums plus(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
+  static BITBUDGET_INLINE Sums plus(Sums a, Sums b) { return (Sums)_mm512_add_epi32((__m512i)a, (__m512i)b); }
   template <int kShift>
   static BITBUDGET_INLINE Sums right_sums(Sums a) {
-    return _mm512_srai_epi32(a, kShift);
+    return (Sums)_mm512_srai_epi32((__m512i)a, kShift);
   }
 
-  static BITBUDGET_INLINE Floats floats(Sums sums) { return _mm512_cvtepi32_ps(sums); }
+  static BITBUDGET_INLINE Floats floats(Sums sums) { return _mm512_cvtepi32_ps((__m512i)sums); }
   static BITBUDGET_INLINE Floats splat(float value) { return _mm512_set1_ps(value); }
   static BITBUDGET_INLINE Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static BITBUDGET_INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }

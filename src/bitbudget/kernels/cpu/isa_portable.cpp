@@ -59,9 +59,10 @@ struct Portable {
   }
   static Sums zero_sums() { return Sums{}; }
   template <int kLargest>
-  static void dot(Sums& sums, const Codes& codes, const Values& values) {
+  static Sums dot(Sums sums, const Codes& codes, const Values& values) {
     for (int row = 0; row < kTileRows; ++row)
       for (int i = 0; i < 4; ++i) sums.row[row] += codes.byte[4 * row + i] * values.value[i];
+    return sums;
   }
   static Sums plus(const Sums& a, const Sums& b) {
     return each<Sums>([&](int row) { return a.row[row] + b.row[row]; });

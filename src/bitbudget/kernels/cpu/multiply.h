@@ -22,13 +22,17 @@ static constexpr std::int64_t kCachedInputs = 768 << 10;  // bytes of inputs tha
 static constexpr int largest_code(int bits) { return (1 << bits) - 1; }
 
 // Adds one cell's part for one token:  y += a · scale · (Σ code · q − zero · Σ q).
-template <class V, bool kResidual>
-static BITBUDGET_INLINE void add_cell(typename V::Floats& y, const typename V::Sums* sums, const typename V::Floats& scale,
-                                      const typename V::Floats& zero, float input_scale, float input_sum) {
-  auto total = V::floats(sums[0]);
-  if constexpr (kResidual) total = V::add_product(V::floats(sums[1]), V::splat(kResidualSteps), total);
+template <class V>
+static BITBUDGET_INLINE typename V::Floats add_cell(typename V::Floats y, typename V::Floats total, typename V::Floats scale,
+                                                    typename V::Floats zero, float input_scale, float input_sum) {
   total = V::minus_product(total, zero, V::splat(input_sum));
-  y = V::add_product(y, V::times(scale, total), V::splat(input_scale));
+  return V::add_product(y, V::times(scale, total), V::splat(input_scale));
+}
+
+// Sums of a value and its residual, in steps of the residual.
+template <class V>
+static BITBUDGET_INLINE typename V::Floats with_residual(typename V::Sums whole, typename V::Sums rest) {
+  return V::add_product(V::floats(rest), V::splat(kResidualSteps), V::floats(whole));
 }
 
 template <class V>
@@ -70,19 +74,20 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
   unroll<kClasses>([&](auto i) BITBUDGET_INLINE_LAMBDA {
     unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA { sums[i][stream] = V::zero_sums(); });
   });
-  for (std::int64_t block = 0; block < blocks; ++block) {
+  do {
     typename V::Codes line[kBits];
     unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA { line[i] = V::load(cell + i * kLineBytes); });
     unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
       constexpr int kQuad = decltype(quad)::value, kClass = kInPlace ? class_of(kBits, kQuad) : 0;
       const auto codes = kInPlace ? code_in_place<V, kBits, kQuad>(line) : code<V, kBits, kQuad>(line);
       unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
-        V::template dot<largest_code(kBits)>(sums[kClass][stream], codes, V::broadcast(x + 4 * (kQuad * kStreams + stream)));
+        const auto values = V::broadcast(x + 4 * (kQuad * kStreams + stream));
+        sums[kClass][stream] = V::template dot<largest_code(kBits)>(sums[kClass][stream], codes, values);
       });
     });
     cell += kBits * kLineBytes;
     x += kBlockColumns * kStreams;
-  }
+  } while (--blocks > 0);
   unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
     result[stream] = sums[0][stream];
     unroll<kClasses - 1>([&](auto i) BITBUDGET_INLINE_LAMBDA {
@@ -113,7 +118,12 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
         typename V::Floats scale, zero;
         load_parameters<V>(layout, cell, scale, zero);
         unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
-          add_cell<V, kResidual>(y[t][token], sums + token * kPerToken, scale, zero, scales[token], input_sums[token]);
+          typename V::Floats total;
+          if constexpr (kResidual)
+            total = with_residual<V>(sums[2 * token], sums[2 * token + 1]);
+          else
+            total = V::floats(sums[token]);
+          y[t][token] = add_cell<V>(y[t][token], total, scale, zero, scales[token], input_sums[token]);
         });
       }
     }
@@ -148,16 +158,19 @@ static void multiply_block(const Product& product, std::int64_t tile, std::int64
   });
   const std::int8_t* x = product.values + product.inputs.values(group, first_token);
   const std::int64_t bytes = product.weights.groups.padded / 4 * kLineBytes;
-  for (std::int64_t at = 0; at < bytes; at += kLineBytes, x += 4 * kStreams) {
+  std::int64_t at = 0;
+  do {  // not `for`: a loop that might not run keeps compilers from leaving the sums in registers
     typename V::Codes codes[V::kTiles];
     unroll<V::kTiles>([&](auto t) BITBUDGET_INLINE_LAMBDA { codes[t] = V::load(lines[t] + at); });
     unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
       const auto values = V::broadcast(x + 4 * stream);
       unroll<V::kTiles>([&](auto t) BITBUDGET_INLINE_LAMBDA {
-        V::template dot<largest_code(kBits)>(sums[t][stream], codes[t], values);
+        sums[t][stream] = V::template dot<largest_code(kBits)>(sums[t][stream], codes[t], values);
       });
     });
-  }
+    at += kLineBytes;
+    x += 4 * kStreams;
+  } while (at < bytes);
   const float* scales = product.scales + group * product.inputs.n + first_token;
   const float* input_sums = product.sums + group * product.inputs.n + first_token;
   unroll<V::kTiles>([&](auto t) BITBUDGET_INLINE_LAMBDA {
@@ -166,9 +179,12 @@ static void multiply_block(const Product& product, std::int64_t tile, std::int64
     load_parameters<V>(product.weights, product.packed + at * product.weights.tile_bytes + group * product.weights.cell_bytes, scale, zero);
     unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
       float* place = y + (token * V::kTiles + t) * kTileRows;
-      auto sum = V::load_fp32(place);
-      add_cell<V, kResidual>(sum, sums[t] + token * kPerToken, scale, zero, scales[token], input_sums[token]);
-      V::store_fp32(place, sum);
+      typename V::Floats total;
+      if constexpr (kResidual)
+        total = with_residual<V>(sums[t][2 * token], sums[t][2 * token + 1]);
+      else
+        total = V::floats(sums[t][token]);
+      V::store_fp32(place, add_cell<V>(V::load_fp32(place), total, scale, zero, scales[token], input_sums[token]));
     });
   });
 }
