@@ -77,3 +77,9 @@ def demo_folder() -> Path:
     from bitbudget.data import demo_model_folder
 
     return demo_model_folder()
+
+
+@pytest.fixture
+def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are loaded with the kernels that decode weights, for tests that compare with decoded weights."""
+    monkeypatch.setenv("BITBUDGET_KERNELS", "reference")

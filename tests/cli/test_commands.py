@@ -216,7 +216,7 @@ def test_run_tells_promised_and_measured_memory(invoke, stored: Path) -> None:
     assert promise["beside_weights"] == sum(
         promise[part] for part in ("kv_cache", "activations", "workspace", "reserve")
     )
-    assert memory["promised"] == memory["weights"] + promise["beside_weights"]
+    assert memory["promised"] == memory["weights"] + memory["packing"] + promise["beside_weights"]
     assert memory["exact"] and memory["libraries"] > 2**20
     told = invoke("run", stored, "Once", "--raw", "--max-new-tokens", "2", "--dtype", "float32").stderr
     assert "memory: " in told and "of interpreter, libraries and tokenizer; promised " in told

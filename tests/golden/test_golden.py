@@ -32,6 +32,7 @@ def test_decodes_to_the_same_bits(golden: Path) -> None:
         assert sha256(weight.dequantize().numpy().tobytes()).hexdigest() == entry["sha256"], name
 
 
+@pytest.mark.usefixtures("reference_kernels")
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
 def test_transformers_loads_and_multiplies_with_the_same_weights(golden: Path) -> None:
     folder = open_folder(golden)

@@ -25,6 +25,7 @@ from zoo import ARCHITECTURES, HELD_OUT, MIXTURES, make_model
 
 LINEAR = {"linear": "int4"}
 NEAR = {"atol": 1e-5, "rtol": 1e-5}
+pytestmark = pytest.mark.usefixtures("reference_kernels")
 
 
 def assert_saved_again(model, folder: Path, output: Path) -> None:

@@ -18,6 +18,7 @@ from bitbudget.pipeline.texts import Cut, Sample
 from bitbudget.pipeline.verify import verify_folder
 
 SHORT = Cut(window=40, tokens=120)
+pytestmark = pytest.mark.usefixtures("reference_kernels")
 # Linears and embedding stored, outliers, several shards; the sliding windows of the zoo are shorter than the sequences.
 CHOICE, EMBEDDING = "int3:g32+outliers:0.5%", "int4:g32"
 

@@ -168,6 +168,7 @@ def run(  # noqa: PLR0913 -- one parameter an option
     seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
     context: options.RunContext = None,
     dtype: Annotated[str, typer.Option(help="Of what is not quantized: auto, or float32 as in verify.")] = "auto",
+    kernels: options.Kernels = None,
     device: options.Device = "auto",
     trust_remote_code: options.RemoteCode = False,
     as_json: options.AsJson = False,
@@ -187,9 +188,9 @@ def run(  # noqa: PLR0913 -- one parameter an option
 
         def loaded(dtype: str) -> Any:
             with running.stage("load the checkpoint"):
-                return load(folder, dtype, trust_remote_code=trust_remote_code)
+                return load(folder, dtype, trust_remote_code=trust_remote_code, kernels=kernels)
 
-        opened = Runnable.open(folder, device, dtype, context, trust_remote_code)
+        opened = Runnable.open(folder, device, dtype, context, trust_remote_code, kernels)
         ids, chat = opened.ids(prompt, raw)
         if not chat and not raw:
             running.note("The tokenizer has no chat template: the prompt is continued as plain text.")

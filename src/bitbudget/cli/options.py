@@ -101,6 +101,14 @@ Cache = Annotated[
 Scratch = Annotated[
     int, typer.Option(metavar="SIZE", parser=_size, help="What hidden states may take on the disk meanwhile.")
 ]
+Kernels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="a16|a8|reference",
+        help="Kernels on the CPU: activations of 15 or 8 bits, or decoded weights.",
+        show_default="a16",
+    ),
+]
 Choices = Annotated[
     list[str] | None,
     typer.Option(

@@ -64,6 +64,11 @@ class Grid:
             return None
         return self.zero_codec or (PackedInt(self.bits) if self.zero == "int" else FP16)
 
+    @property
+    def fixed_zero(self) -> float:
+        """The zero of every group where none is stored."""
+        return {"none": self.levels / 2, "half": (self.levels - 1) / 2}.get(self.zero, 0.0)
+
     def group_length(self, shape: tuple[int, int]) -> int:
         return self.group or shape[self.grouped_dimension]
 
@@ -159,6 +164,5 @@ class Grid:
 
     def _spread(self, parameters: GroupParameters) -> tuple[Tensor, Tensor | float]:
         """Scale and zero against weights [rows, groups, columns of a group]; a group is one column along `out`."""
-        fixed = {"none": self.levels / 2, "half": (self.levels - 1) / 2}.get(self.zero, 0.0)
-        zero = fixed if parameters.zero is None else parameters.zero.unsqueeze(-1)
+        zero = self.fixed_zero if parameters.zero is None else parameters.zero.unsqueeze(-1)
         return parameters.scale.unsqueeze(-1), zero

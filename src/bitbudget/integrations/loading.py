@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bitbudget.checkpoint.native import NativeConfig
 from bitbudget.errors import InputError
 from bitbudget.integrations.transformers import BitbudgetQuantizer, is_registered, register
-from bitbudget.kernels.linear import QuantModule
+from bitbudget.kernels.linear import QuantModule, use_kernels
 from bitbudget.models.folder import local_folder, read_config
 
 
@@ -19,15 +19,17 @@ def load(
     dtype: str | torch.dtype = "auto",
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
+    kernels: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a finished bitbudget folder (or hub id), in evaluation mode; its weights stay packed in memory.
 
     dtype: of everything that is not quantized and of the activations; "auto" is the config's. device_map: as in
-    transformers (None: CPU). options: handed to `AutoModelForCausalLM.from_pretrained`.
+    transformers (None: CPU). kernels: "a16", "a8" or "reference", as in `bitbudget.kernels.use_kernels`. options: handed to
+    `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        InputError: not a folder of ours, a newer format, or tensors that are missing or do not fit, by name.
+        InputError: not a folder of ours, a newer format, tensors that are missing or do not fit, by name; no such kernels.
     """
     folder = local_folder(folder)
     read_config(folder, trust_remote_code, allow_native=True)
@@ -48,6 +50,8 @@ def load(
         **options,
     )
     _check_loaded(folder, model, info)
+    if kernels is not None:  # loading has chosen the default
+        use_kernels(model, kernels)
     return model
 
 

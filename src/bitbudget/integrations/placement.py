@@ -18,7 +18,8 @@ from bitbudget.checkpoint.native import NativeConfig
 from bitbudget.errors import InputError
 from bitbudget.integrations.replacement import replacement, shape_of
 from bitbudget.integrations.ties import Tie, release, tie_heads, ties_of
-from bitbudget.kernels.linear import QuantModule, StoredTensors
+from bitbudget.kernels.linear import QuantModule
+from bitbudget.kernels.tensors import StoredTensors
 from bitbudget.models.names import Renamer
 from bitbudget.storage import NATIVE, Choice
 

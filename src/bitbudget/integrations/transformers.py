@@ -66,7 +66,10 @@ class BitbudgetQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **others: Any) -> "PreTrainedModel":
         if self.placement is not None:
+            from bitbudget.kernels import use_kernels
+
             self.placement.finish(model)
+            use_kernels(model)
         return model
 
     def get_weight_conversions(self) -> list[Any]:

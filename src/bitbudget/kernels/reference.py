@@ -3,8 +3,10 @@
 They run every legal weight on every device, and are what the fast kernels are tested against.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from bitbudget.storage import Activation, StoredWeight
@@ -35,7 +37,17 @@ def linear(x: Inputs, weight: StoredWeight) -> Outputs:
     return result if bias is None or within else result + bias
 
 
-def lookup(ids: Integer[Tensor, "*batch"], weight: StoredWeight) -> Float[Tensor, "*batch in"]:
+@runtime_checkable
+class Rows(Protocol):
+    """A weight [out, in] that decodes some of its rows."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def dequantize(self, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n in"]: ...
+
+
+def lookup(ids: Integer[Tensor, "*batch"], weight: Rows) -> Float[Tensor, "*batch in"]:
     """Rows of an embedding [vocabulary, in], fp32; each row that occurs is decoded once.
 
     Raises:

@@ -109,7 +109,8 @@ def generate(
         emit(text)
 
     began = time.monotonic()
-    with torch.random.fork_rng(), torch.inference_mode():
+    # Not inference mode: the kernels share quantized inputs by the version that torch counts for other tensors only.
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(sampling.seed)
         output = model.generate(
             prompt,

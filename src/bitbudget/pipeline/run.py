@@ -1,5 +1,6 @@
 """`run`: a finished checkpoint continues a prompt, in the memory that was promised."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from bitbudget.calibration.tokenizer import Tokenizer
+from bitbudget.checkpoint.native import NativeConfig
 from bitbudget.errors import InputError
+from bitbudget.kernels import best_isa, chosen_kernels
+from bitbudget.kernels.packed import growth
 from bitbudget.models.devices import resolve_device
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import kv_cache
@@ -26,10 +30,12 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 class RunMemory:
     """Bytes. weights: of the tensors in the files. peak: measured, beside `libraries`: interpreter, libraries, tokenizer.
 
-    promise: None where nobody knows what the model keeps; then `unknown` says why. mapped, exact: see `MemoryWatch`.
+    packing: what the weights take beyond that once they are packed for the CPU kernels. promise: None where nobody knows
+    what the model keeps; then `unknown` says why. mapped, exact: see `MemoryWatch`.
     """
 
     weights: int
+    packing: int
     promise: MemoryPromise | None
     unknown: str | None
     peak: int
@@ -39,7 +45,7 @@ class RunMemory:
 
     @property
     def promised(self) -> int | None:
-        return None if self.promise is None else self.weights + self.promise.beside_weights
+        return None if self.promise is None else self.weights + self.packing + self.promise.beside_weights
 
     def to_dict(self) -> dict[str, Any]:
         promise = None if self.promise is None else self.promise.to_dict()
@@ -56,15 +62,23 @@ class Runnable:
     context: int
     files: tuple[Path, ...]
     weights: int
+    packing: int
     promise: MemoryPromise | None
     unknown: str | None
 
     @classmethod
     def open(
-        cls, folder: Path, device: str, dtype: str = "auto", context: int | None = None, trust_remote_code: bool = False
+        cls,
+        folder: Path,
+        device: str,
+        dtype: str = "auto",
+        context: int | None = None,
+        trust_remote_code: bool = False,
+        kernels: str | None = None,
     ) -> "Runnable":
         """dtype: of all that is not quantized, and of the cache; "auto" is the checkpoint's own. context: by default that
-        of the checkpoint's memory budget, else the model's longest, at most 8,192.
+        of the checkpoint's memory budget, else the model's longest, at most 8,192. kernels: as in `use_kernels`; packing
+        for them is counted on the CPU.
 
         Raises:
             InputError: no folder of ours, or a damaged one; no such device or dtype; a context beyond the model's.
@@ -83,7 +97,8 @@ class Runnable:
             unknown = str(reason)
         weights = sum(info.nbytes for info in source.checkpoint.tensors.values())
         tokenizer = Tokenizer.open(folder, trust_remote_code)
-        return cls(tokenizer, where, dtype, tokens, source.checkpoint.files, weights, promise, unknown)
+        packing = _packing(source) if where.type == "cpu" and chosen_kernels(kernels) != "reference" else 0
+        return cls(tokenizer, where, dtype, tokens, source.checkpoint.files, weights, packing, promise, unknown)
 
     def ids(self, prompt: str, raw: bool) -> tuple[list[int], bool]:
         """Tokens of the prompt, and whether they are a chat's: raw leaves out the model's chat template.
@@ -107,7 +122,18 @@ class Runnable:
             model = load(self.dtype).to(self.device)  # a device_map would need the package accelerate
             made = generate(model, self.tokenizer, ids, sampling, emit, self.context)
         measured = watch.peak, watch.mapped, watch.before, watch.exact
-        return made, RunMemory(self.weights, self.promise, self.unknown, *measured)
+        return made, RunMemory(self.weights, self.packing, self.promise, self.unknown, *measured)
+
+
+def _packing(source: SourceModel) -> int:
+    """Bytes that the packed weights of linears take beyond their stored ones."""
+    isa = best_isa()
+    if isa is None:
+        return 0
+    stored = json.loads((source.folder / "config.json").read_text("utf-8")).get("quantization_config")
+    choices = NativeConfig.from_dict(stored).layers if stored else {}
+    packed = [layer for layer in source.layers if layer.name in choices and layer.kind != "embedding"]
+    return sum(growth(choices[layer.name], layer.shape, isa) for layer in packed)
 
 
 def _recorded_context(folder: Path) -> int | None:

@@ -21,6 +21,7 @@ def memory_line(memory: dict[str, Any]) -> str:
         return text + f"nothing was promised. {memory['unknown']}"
     parts = {
         "weights": memory["weights"],
+        "packing them": memory["packing"],
         f"key-value cache of {promise['context']:,} tokens": promise["kv_cache"],
         "activations": promise["activations"],
         "workspace": promise["workspace"],

@@ -90,10 +90,8 @@ class DensePart:
         if "rows" not in self.stored:
             tile += self.decode(rows)
             return
-        index = self.stored["rows"].to(torch.int64)
-        own = torch.searchsorted(index, rows).clamp(max=index.numel() - 1)
-        mine = (index[own] == rows).nonzero().squeeze(1)
-        tile.index_add_(0, mine, self.decode(own[mine]))
+        own, mine = places_in(self.stored["rows"], rows)
+        tile.index_add_(0, mine, self.decode(own))
 
 
 @dataclass(frozen=True)
@@ -131,3 +129,11 @@ class OutlierPart:
         entry = first[place] + offset
         columns = self.stored["columns"][entry].to(torch.int64)
         tile.index_put_((place, columns), self.stored["values"][entry].float(), accumulate=True)
+
+
+def places_in(index: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Where some of `rows` stand in an ascending row index, and which of `rows` those are."""
+    wide = index.to(torch.int64)
+    own = torch.searchsorted(wide, rows).clamp(max=wide.numel() - 1)
+    mine = (wide[own] == rows).nonzero().squeeze(1)
+    return own[mine], mine

@@ -1,0 +1,120 @@
+# Addresses and sizes in bytes; instruction sets and activation formats are numbers of cpu/kernels.h. Raises ValueError.
+
+def supported(isa: int) -> bool: ...
+def best() -> int: ...
+def valid(isa: int, rows: int, columns: int, group: int, bits: int, parameters: int) -> bool: ...
+def packed_size(isa: int, rows: int, columns: int, group: int, bits: int, parameters: int) -> int: ...
+def inputs_size(isa: int, n: int, columns: int, group: int, activations: int) -> int: ...
+def pack(
+    isa: int,
+    rows: int,
+    columns: int,
+    group: int,
+    bits: int,
+    parameters: int,
+    codes: int,
+    codes_bytes: int,
+    scale: int,
+    zero: int,
+    table_bytes: int,
+    packed: int,
+    packed_bytes: int,
+    threads: int,
+) -> None: ...
+def unpack(
+    isa: int,
+    rows: int,
+    columns: int,
+    group: int,
+    bits: int,
+    parameters: int,
+    packed: int,
+    packed_bytes: int,
+    codes: int,
+    codes_bytes: int,
+    scale: int,
+    zero: int,
+    table_bytes: int,
+    threads: int,
+) -> None: ...
+def lookup(
+    isa: int,
+    rows: int,
+    columns: int,
+    group: int,
+    bits: int,
+    parameters: int,
+    packed: int,
+    packed_bytes: int,
+    ids: int,
+    ids_bytes: int,
+    y: int,
+    y_bytes: int,
+    threads: int,
+) -> None: ...
+def exact_parameters(scale: int, zero: int, bytes: int) -> int: ...
+def dequantize_inputs(
+    isa: int,
+    inputs: int,
+    inputs_bytes: int,
+    n: int,
+    columns: int,
+    group: int,
+    activations: int,
+    x: int,
+    x_bytes: int,
+) -> None: ...
+def quantize_inputs(
+    isa: int,
+    x: int,
+    x_bytes: int,
+    n: int,
+    stride: int,
+    columns: int,
+    group: int,
+    activations: int,
+    inputs: int,
+    inputs_bytes: int,
+    threads: int,
+) -> None: ...
+def matmul(
+    isa: int,
+    rows: int,
+    columns: int,
+    group: int,
+    bits: int,
+    parameters: int,
+    packed: int,
+    packed_bytes: int,
+    inputs: int,
+    inputs_bytes: int,
+    n: int,
+    activations: int,
+    bias: int,
+    bias_bytes: int,
+    order: int,
+    order_bytes: int,
+    y: int,
+    y_bytes: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def add_outliers(
+    x: int,
+    x_bytes: int,
+    n: int,
+    stride: int,
+    columns: int,
+    row_pointers: int,
+    columns_of: int,
+    values: int,
+    count: int,
+    rows: int,
+    order: int,
+    order_bytes: int,
+    y: int,
+    y_bytes: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def forget_pages(address: int, bytes: int) -> None: ...

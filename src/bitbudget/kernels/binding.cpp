@@ -1,0 +1,331 @@
+// The nanobind module `bitbudget.kernels._cpu`. Tensors come as addresses with their sizes in bytes, so that nothing here depends
+// on torch's ABI; every size is checked against the shape before an address is used. `operators.py` and `packed.py` are the callers.
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include "cpu/kernels.h"
+#include "cpu/layout.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using bitbudget::Activations;
+using bitbudget::Isa;
+using bitbudget::kTileRows;
+using bitbudget::Parameters;
+using bitbudget::Shape;
+
+namespace {
+
+constexpr std::uintptr_t kAlignment = 64;
+constexpr std::int64_t kLargest = std::int64_t{1} << 40;  // of any extent: products of two stay within 64 bits where they are checked
+
+void require(bool fits, const char* what) {
+  if (!fits) throw std::invalid_argument(what);
+}
+
+int threads_of(int number) {
+  require(number > 0, "at least one thread");
+  return number;
+}
+
+Isa isa_of(int number) {
+  require(number >= 0 && number <= static_cast<int>(Isa::neon_i8mm), "no such instruction set");
+  const Isa isa = static_cast<Isa>(number);
+  require(bitbudget::supported(isa), "this machine does not have that instruction set");
+  return isa;
+}
+
+Activations activations_of(int number) {
+  require(number == 0 || number == 1, "activations are a8 (0) or a16 (1)");
+  return static_cast<Activations>(number);
+}
+
+Parameters parameters_of(int number) {
+  require(number >= 0 && number <= static_cast<int>(Parameters::bf16), "parameters are fp32 (0), fp16 (1) or bf16 (2)");
+  return static_cast<Parameters>(number);
+}
+
+bool is_small(const Shape& shape) {
+  return shape.rows > 0 && shape.columns > 0 && shape.group > 0 && shape.rows <= kLargest / shape.columns &&
+         shape.columns <= kLargest;
+}
+
+Shape checked(Isa isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters) {
+  const Shape shape{rows, columns, group, bits, parameters_of(parameters)};
+  require(is_small(shape) && bitbudget::valid(isa, shape), "the kernels have no such shape, group size or width");
+  return shape;
+}
+
+// An address of at least `needed` bytes.
+template <typename T>
+T* at(std::uintptr_t address, std::size_t given, std::size_t needed, const char* what) {
+  require(given >= needed && (needed == 0 || address != 0), what);
+  require(address % alignof(T) == 0, "an address is not aligned to its elements");
+  return reinterpret_cast<T*>(address);
+}
+
+void* aligned(std::uintptr_t address, std::size_t given, std::size_t needed, const char* what) {
+  void* found = at<unsigned char>(address, given, needed, what);
+  require(address % kAlignment == 0, "packed weights and inputs have to be aligned to 64 bytes");
+  return found;
+}
+
+// Bytes of n rows of floats that begin `stride` apart.
+std::size_t strided(std::int64_t n, std::int64_t stride, std::int64_t columns) {
+  require(n >= 0 && n <= kLargest && stride >= columns && stride <= kLargest && (n == 0 || stride <= kLargest / n),
+          "rows overlap or there are too many");
+  return n == 0 ? 0 : sizeof(float) * static_cast<std::size_t>((n - 1) * stride + columns);
+}
+
+bool supported(int isa) { return isa >= 0 && isa <= static_cast<int>(Isa::neon_i8mm) && bitbudget::supported(static_cast<Isa>(isa)); }
+
+bool valid(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters) {
+  const Shape shape{rows, columns, group, bits, parameters_of(parameters)};
+  return supported(isa) && is_small(shape) && bitbudget::valid(static_cast<Isa>(isa), shape);
+}
+
+std::size_t packed_size(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters) {
+  return bitbudget::packed_size(isa_of(isa), checked(isa_of(isa), rows, columns, group, bits, parameters));
+}
+
+std::size_t inputs_size(int isa, std::int64_t n, std::int64_t columns, std::int64_t group, int activations) {
+  strided(n, columns, columns);
+  require(group > 0 && columns > 0, "no columns");
+  return bitbudget::inputs_size(isa_of(isa), n, columns, group, activations_of(activations));
+}
+
+std::int64_t groups_of(const Shape& shape) { return (shape.columns + shape.group - 1) / shape.group; }
+
+struct Codes {  // one bit stream a row, padded to 32-bit words: code j of a row stands at bit j * bits
+  std::uint8_t* words;
+  std::int64_t row_bytes;
+};
+
+Codes codes_at(std::uintptr_t address, std::size_t given, const Shape& shape) {
+  const std::int64_t row_bytes = (shape.columns * shape.bits + 31) / 32 * 4;
+  const std::size_t needed = static_cast<std::size_t>(shape.rows * row_bytes);
+  return {at<std::uint8_t>(address, given, needed, "too few bytes of codes"), row_bytes};
+}
+
+void decode_row(const std::uint8_t* stream, int bits, std::int64_t count, std::uint8_t* codes) {
+  const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
+  for (std::int64_t first = 0; first < count; first += 8, stream += bits) {
+    const int here = static_cast<int>(count - first < 8 ? count - first : 8);
+    std::uint64_t eight = 0;  // eight codes are `bits` whole bytes
+    std::memcpy(&eight, stream, static_cast<std::size_t>((here * bits + 7) / 8));
+    for (int place = 0; place < here; ++place) codes[first + place] = static_cast<std::uint8_t>((eight >> (place * bits)) & mask);
+  }
+}
+
+void encode_row(const std::uint8_t* codes, int bits, std::int64_t count, std::uint8_t* stream, std::int64_t row_bytes) {
+  std::memset(stream, 0, static_cast<std::size_t>(row_bytes));
+  for (std::int64_t first = 0; first < count; first += 8, stream += bits) {
+    const int here = static_cast<int>(count - first < 8 ? count - first : 8);
+    std::uint64_t eight = 0;
+    for (int place = 0; place < here; ++place) eight |= static_cast<std::uint64_t>(codes[first + place]) << (place * bits);
+    std::memcpy(stream, &eight, static_cast<std::size_t>((here * bits + 7) / 8));
+  }
+}
+
+// Scales and zeros are [rows, groups] of floats.
+float* parameters_at(std::uintptr_t address, std::size_t given, const Shape& shape) {
+  return at<float>(address, given, sizeof(float) * static_cast<std::size_t>(shape.rows * groups_of(shape)),
+                   "too few scales or zeros");
+}
+
+// Calls visit(first row, shape of a few rows, address of their packed bytes) for all rows. Tiles of kTileRows rows are packed one after
+// the other (cpu/layout.h), so a few rows at a time give the same bytes as all, and codes of a byte each never exist for a whole matrix.
+template <class Visit>
+void each_chunk(Isa isa, const Shape& shape, std::uint8_t* packed, Visit&& visit) {
+  constexpr std::int64_t kChunkCodes = std::int64_t{1} << 22;
+  const std::int64_t step = (kChunkCodes / shape.columns / kTileRows > 1 ? kChunkCodes / shape.columns / kTileRows : 1) * kTileRows;
+  for (std::int64_t row = 0; row < shape.rows; row += step) {
+    Shape few = shape;
+    few.rows = shape.rows - row < step ? shape.rows - row : step;
+    visit(row, few, packed);
+    packed += bitbudget::packed_size(isa, few);
+  }
+}
+
+std::unique_ptr<std::uint8_t[]> bytes_for(const Shape& shape) {
+  return std::unique_ptr<std::uint8_t[]>(new std::uint8_t[static_cast<std::size_t>(shape.rows * shape.columns)]);
+}
+
+void pack(int isa_number, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t codes,
+          std::size_t codes_bytes, std::uintptr_t scale, std::uintptr_t zero, std::size_t table_bytes, std::uintptr_t packed,
+          std::size_t packed_bytes, int threads) {
+  const Isa isa = isa_of(isa_number);
+  const Shape shape = checked(isa, rows, columns, group, bits, parameters);
+  const Codes stored = codes_at(codes, codes_bytes, shape);
+  const float *scales = parameters_at(scale, table_bytes, shape), *zeros = parameters_at(zero, table_bytes, shape);
+  auto* target = static_cast<std::uint8_t*>(aligned(packed, packed_bytes, bitbudget::packed_size(isa, shape), "too few packed bytes"));
+  threads = threads_of(threads);
+  each_chunk(isa, shape, target, [&](std::int64_t first, const Shape& few, std::uint8_t* to) {
+    const auto wide = bytes_for(few);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (std::int64_t row = 0; row < few.rows; ++row)
+      decode_row(stored.words + (first + row) * stored.row_bytes, bits, columns, wide.get() + row * columns);
+    bitbudget::pack(isa, few, wide.get(), scales + first * groups_of(shape), zeros + first * groups_of(shape), to, threads);
+  });
+}
+
+void unpack(int isa_number, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t packed,
+            std::size_t packed_bytes, std::uintptr_t codes, std::size_t codes_bytes, std::uintptr_t scale, std::uintptr_t zero,
+            std::size_t table_bytes, int threads) {
+  const Isa isa = isa_of(isa_number);
+  const Shape shape = checked(isa, rows, columns, group, bits, parameters);
+  const Codes stored = codes_at(codes, codes_bytes, shape);
+  float *scales = parameters_at(scale, table_bytes, shape), *zeros = parameters_at(zero, table_bytes, shape);
+  auto* source = static_cast<std::uint8_t*>(aligned(packed, packed_bytes, bitbudget::packed_size(isa, shape), "too few packed bytes"));
+  threads = threads_of(threads);
+  each_chunk(isa, shape, source, [&](std::int64_t first, const Shape& few, const std::uint8_t* from) {
+    const auto wide = bytes_for(few);
+    bitbudget::unpack(isa, few, from, wide.get(), scales + first * groups_of(shape), zeros + first * groups_of(shape), threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (std::int64_t row = 0; row < few.rows; ++row)
+      encode_row(wide.get() + row * columns, bits, columns, stored.words + (first + row) * stored.row_bytes, stored.row_bytes);
+  });
+}
+
+// Decodes some rows to fp32 [count, columns], scale * (code - zero).
+void lookup(int isa_number, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t packed,
+            std::size_t packed_bytes, std::uintptr_t ids, std::size_t ids_bytes, std::uintptr_t y, std::size_t y_bytes, int threads) {
+  const Isa isa = isa_of(isa_number);
+  const Shape shape = checked(isa, rows, columns, group, bits, parameters);
+  const auto* tiles =
+      static_cast<const std::uint8_t*>(aligned(packed, packed_bytes, bitbudget::packed_size(isa, shape), "too few packed bytes"));
+  const auto count = static_cast<std::int64_t>(ids_bytes / sizeof(std::int64_t));
+  const auto* wanted = at<std::int64_t>(ids, ids_bytes, ids_bytes, "no ids");
+  auto* result = at<float>(y, y_bytes, strided(count, columns, columns), "too few bytes for y");
+  for (std::int64_t i = 0; i < count; ++i) require(wanted[i] >= 0 && wanted[i] < rows, "a row outside the weight");
+  Shape tile = shape;
+  tile.rows = kTileRows;
+  const auto tile_bytes = static_cast<std::int64_t>(bitbudget::packed_size(isa, tile));
+  const std::int64_t groups = groups_of(shape), most = columns < group ? columns : group;
+#pragma omp parallel for num_threads(threads_of(threads)) schedule(static)
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t first = wanted[i] / kTileRows * kTileRows, within = wanted[i] - first;
+    Shape few = shape;
+    few.rows = rows - first < kTileRows ? rows - first : kTileRows;
+    const auto codes = bytes_for(few);
+    std::unique_ptr<float[]> table(new float[static_cast<std::size_t>(2 * few.rows * groups)]);
+    float *scale = table.get(), *zero = scale + few.rows * groups;
+    bitbudget::unpack(isa, few, tiles + first / kTileRows * tile_bytes, codes.get(), scale, zero, 1);
+    for (std::int64_t column = 0; column < columns; ++column) {
+      const std::int64_t place = within * groups + column / most;
+      result[i * columns + column] = scale[place] * (static_cast<float>(codes[within * columns + column]) - zero[place]);
+    }
+  }
+}
+
+int exact_parameters(std::uintptr_t scale, std::uintptr_t zero, std::size_t bytes) {
+  const std::size_t count = bytes / sizeof(float);
+  return static_cast<int>(bitbudget::exact_parameters(at<float>(scale, bytes, count, "no scales"), at<float>(zero, bytes, count, "no zeros"),
+                                                      static_cast<std::int64_t>(count)));
+}
+
+void quantize_inputs(int isa_number, std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::int64_t stride, std::int64_t columns,
+                     std::int64_t group, int activations, std::uintptr_t inputs, std::size_t inputs_bytes, int threads) {
+  const std::size_t needed = inputs_size(isa_number, n, columns, group, activations);
+  const float* rows = at<float>(x, x_bytes, strided(n, stride, columns), "too few bytes of x");
+  void* target = aligned(inputs, inputs_bytes, needed, "too few bytes for quantized inputs");
+  if (n > 0)
+    bitbudget::quantize_inputs(isa_of(isa_number), rows, n, stride, columns, group, activations_of(activations), target, threads_of(threads));
+}
+
+void dequantize_inputs(int isa_number, std::uintptr_t inputs, std::size_t inputs_bytes, std::int64_t n, std::int64_t columns,
+                       std::int64_t group, int activations, std::uintptr_t x, std::size_t x_bytes) {
+  const std::size_t needed = inputs_size(isa_number, n, columns, group, activations);
+  bitbudget::dequantize_inputs(isa_of(isa_number), aligned(inputs, inputs_bytes, needed, "too few bytes of quantized inputs"), n, columns,
+                               group, activations_of(activations), at<float>(x, x_bytes, strided(n, columns, columns), "too few bytes of x"));
+}
+
+// Indices of rows below `limit`, or nullptr.
+const std::int32_t* order_at(std::uintptr_t address, std::size_t given, std::int64_t rows, std::int64_t limit) {
+  if (address == 0) {
+    require(rows <= limit, "more rows than outputs");
+    return nullptr;
+  }
+  const std::int32_t* order = at<std::int32_t>(address, given, sizeof(std::int32_t) * static_cast<std::size_t>(rows), "too few row indices");
+  std::int32_t low = 0, high = 0;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    low = order[row] < low ? order[row] : low;
+    high = order[row] > high ? order[row] : high;
+  }
+  require(low >= 0 && high < limit, "a row index is outside the outputs");
+  return order;
+}
+
+void matmul(int isa_number, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t packed,
+            std::size_t packed_bytes, std::uintptr_t inputs, std::size_t inputs_bytes, std::int64_t n, int activations,
+            std::uintptr_t bias, std::size_t bias_bytes, std::uintptr_t order, std::size_t order_bytes, std::uintptr_t y,
+            std::size_t y_bytes, std::int64_t out, int threads) {
+  const Isa isa = isa_of(isa_number);
+  const Shape shape = checked(isa, rows, columns, group, bits, parameters);
+  const void* weight = aligned(packed, packed_bytes, bitbudget::packed_size(isa, shape), "too few packed bytes");
+  const void* quantized =
+      aligned(inputs, inputs_bytes, inputs_size(isa_number, n, columns, group, activations), "too few bytes of quantized inputs");
+  const std::int32_t* places = order_at(order, order_bytes, rows, out);
+  const float* added = bias == 0 ? nullptr : at<float>(bias, bias_bytes, sizeof(float) * static_cast<std::size_t>(rows), "too few biases");
+  float* result = at<float>(y, y_bytes, strided(n, out, out), "too few bytes for y");
+  if (n > 0)
+    bitbudget::matmul(isa, shape, weight, quantized, n, activations_of(activations), added, places, result, out, threads_of(threads));
+}
+
+void add_outliers(std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::int64_t stride, std::int64_t columns,
+                  std::uintptr_t row_pointers, std::uintptr_t columns_of, std::uintptr_t values, std::int64_t count, std::int64_t rows,
+                  std::uintptr_t order, std::size_t order_bytes, std::uintptr_t y, std::size_t y_bytes, std::int64_t out, int threads) {
+  require(rows >= 0 && rows < kLargest && count >= 0 && count < kLargest && out >= 0 && out <= kLargest, "no such sparse matrix");
+  const float* inputs = at<float>(x, x_bytes, strided(n, stride, columns), "too few bytes of x");
+  float* result = at<float>(y, y_bytes, strided(n, out, out), "too few bytes for y");
+  const std::int32_t* places = order_at(order, order_bytes, rows, out);
+  const auto* pointers = at<std::int32_t>(row_pointers, 1, rows > 0, "no row pointers");
+  if (n > 0 && rows > 0)
+    bitbudget::add_outliers(inputs, n, stride, pointers, reinterpret_cast<const std::int32_t*>(columns_of),
+                            reinterpret_cast<const float*>(values), rows, places, result, out, threads_of(threads));
+}
+
+// Lets the system take back the whole pages of a file that is mapped privately and was never written to; they are read again from
+// the file where somebody asks for them.
+void forget_pages(std::uintptr_t address, std::size_t bytes) {
+#if defined(__linux__)
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const std::uintptr_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+#else
+  (void)address;
+  (void)bytes;
+#endif
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, module) {
+  module.doc() = "CPU kernels: addresses and sizes in bytes. Instruction sets and activation formats are numbers of kernels.h.";
+  using Released = nb::call_guard<nb::gil_scoped_release>;
+  module.def("supported", &supported, "isa"_a);
+  module.def("best", [] { return static_cast<int>(bitbudget::best()); });
+  module.def("valid", &valid, "isa"_a, "rows"_a, "columns"_a, "group"_a, "bits"_a, "parameters"_a);
+  module.def("packed_size", &packed_size);
+  module.def("inputs_size", &inputs_size);
+  module.def("pack", &pack, Released());
+  module.def("unpack", &unpack, Released());
+  module.def("lookup", &lookup, Released());
+  module.def("exact_parameters", &exact_parameters);
+  module.def("dequantize_inputs", &dequantize_inputs);
+  module.def("quantize_inputs", &quantize_inputs, Released());
+  module.def("matmul", &matmul, Released());
+  module.def("add_outliers", &add_outliers, Released());
+  module.def("forget_pages", &forget_pages);
+}

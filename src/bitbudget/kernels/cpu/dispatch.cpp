@@ -1,0 +1,105 @@
+// The public functions: they find the instruction set's kernels and resolve addresses.
+
+#include <cstring>
+#include <initializer_list>
+#include <new>
+
+#include "kernel_table.h"
+#include "processor.h"
+
+namespace bitbudget {
+namespace {
+
+const Kernels* kernels(Isa isa) {
+  switch (isa) {
+    case Isa::portable:
+      return portable_kernels();
+#if defined(BITBUDGET_X86)
+    case Isa::avx2:
+      return avx2_kernels();
+    case Isa::avx2_vnni:
+      return avx2_vnni_kernels();
+    case Isa::avx512_vnni:
+      return avx512_vnni_kernels();
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+int at_least_one(int threads) { return threads < 1 ? 1 : threads; }
+
+constexpr std::align_val_t kAlignment{kLineBytes};
+
+}  // namespace
+
+Memory::Memory(std::int64_t bytes) : data_(static_cast<std::uint8_t*>(::operator new(static_cast<std::size_t>(bytes), kAlignment))) {}
+Memory::~Memory() { ::operator delete(data_, kAlignment); }
+
+bool supported(Isa isa) { return kernels(isa) != nullptr && processor_has(isa); }
+
+Isa best() {
+  for (const Isa isa : {Isa::avx512_vnni, Isa::avx2_vnni, Isa::avx2, Isa::neon_i8mm, Isa::neon_dotprod})
+    if (supported(isa)) return isa;
+  return Isa::portable;
+}
+
+bool valid(Isa, Shape shape) {
+  const bool width = (shape.bits >= 2 && shape.bits <= 6) || shape.bits == 8;
+  if (!width || shape.rows < 1 || shape.columns < 1 || shape.group < 1) return false;
+  return groups_of(shape.columns, shape.group).padded <= kLargestGroup;
+}
+
+std::size_t inputs_size(Isa isa, std::int64_t n, std::int64_t columns, std::int64_t group, Activations activations) {
+  return static_cast<std::size_t>(inputs_layout(n, columns, group, activations, kernels(isa)->widest).bytes());
+}
+
+void quantize_inputs(Isa isa, const float* x, std::int64_t n, std::int64_t stride, std::int64_t columns, std::int64_t group,
+                     Activations activations, void* inputs, int threads) {
+  if (n == 0) return;
+  const Kernels* with = kernels(isa);
+  const InputsLayout layout = inputs_layout(n, columns, group, activations, with->widest);
+  auto* values = static_cast<std::int8_t*>(inputs);
+  auto* scales = reinterpret_cast<float*>(values + layout.values_bytes);
+  with->quantize({layout, x, stride, columns, smaller(group, columns), values, scales, scales + layout.groups.count * n,
+                  at_least_one(threads)});
+}
+
+void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t columns, std::int64_t group, Activations activations,
+                       float* x) {
+  const InputsLayout layout = inputs_layout(n, columns, group, activations, kernels(isa)->widest);
+  const auto* values = static_cast<const std::int8_t*>(inputs);
+  const auto* scales = reinterpret_cast<const float*>(values + layout.values_bytes);
+  for (std::int64_t index = 0; index < layout.blocks; ++index) {
+    const TokenBlock block = layout.block(index);
+    for (std::int64_t token = block.first; token < block.first + block.count; ++token)
+      for (std::int64_t column = 0; column < columns; ++column) {
+        const std::int64_t at = column / group, within = column % group;
+        const std::int8_t* value = values + layout.values(at, block.first) +
+                                   ((within / 4 * block.count + token - block.first) * layout.streams) * 4 + within % 4;
+        const float whole = layout.streams == 2 ? 256.0f * value[0] + value[4] : value[0];
+        x[token * columns + column] = scales[at * n + token] * whole;
+      }
+  }
+}
+
+void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::int64_t n, Activations activations, const float* bias,
+            const std::int32_t* order, float* y, std::int64_t stride, int threads) {
+  if (n == 0) return;
+  const Kernels* with = kernels(isa);
+  Product product{};
+  product.weights = weights_layout(shape);
+  product.inputs = inputs_layout(n, shape.columns, shape.group, activations, with->widest);
+  product.packed = static_cast<const std::uint8_t*>(packed);
+  product.values = static_cast<const std::int8_t*>(inputs);
+  product.scales = reinterpret_cast<const float*>(product.values + product.inputs.values_bytes);
+  product.sums = product.scales + product.inputs.groups.count * n;
+  product.bias = bias;
+  product.order = order;
+  product.y = y;
+  product.stride = stride;
+  product.threads = at_least_one(threads);
+  with->multiply(product);
+}
+
+}  // namespace bitbudget

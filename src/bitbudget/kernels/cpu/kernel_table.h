@@ -1,0 +1,67 @@
+// What one instruction set offers, as a table of functions; dispatch.cpp picks the table, isa_*.cpp each fill one.
+//
+// Everything the isa_*.cpp files include has internal linkage (static, or a template over a class of an unnamed namespace): they are
+// compiled with different machine flags, and the linker must never keep the copy of a function that needs the larger machine.
+
+#pragma once
+
+#include "layout.h"
+
+namespace bitbudget {
+
+// One product, addresses resolved.
+struct Product {
+  WeightsLayout weights;
+  InputsLayout inputs;
+  const std::uint8_t* packed;
+  const std::int8_t* values;
+  const float* scales;  // of inputs, [groups, n]
+  const float* sums;    // of inputs, [groups, n]
+  const float* bias;
+  const std::int32_t* order;
+  float* y;
+  std::int64_t stride;
+  int threads;
+};
+
+struct Quantization {
+  InputsLayout inputs;
+  const float* x;
+  std::int64_t stride, columns, group;
+  std::int8_t* values;
+  float* scales;
+  float* sums;
+  int threads;
+};
+
+// Working memory, aligned to 64 bytes; out of line (dispatch.cpp) for the reason above.
+class Memory {
+ public:
+  explicit Memory(std::int64_t bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  std::uint8_t* data() const { return data_; }
+
+ private:
+  std::uint8_t* data_;
+};
+
+struct Kernels {
+  int widest;  // streams of inputs that are multiplied at once
+  void (*multiply)(const Product&);
+  void (*quantize)(const Quantization&);
+};
+
+const Kernels* portable_kernels();
+#if defined(BITBUDGET_X86)
+const Kernels* avx2_kernels();
+const Kernels* avx2_vnni_kernels();
+const Kernels* avx512_vnni_kernels();
+#endif
+#if defined(BITBUDGET_ARM)
+const Kernels* neon_dotprod_kernels();
+const Kernels* neon_i8mm_kernels();
+#endif
+
+}  // namespace bitbudget

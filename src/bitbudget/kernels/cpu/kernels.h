@@ -1,0 +1,66 @@
+// CPU kernels for weights of 2, 3, 4, 5, 6 and 8 bits: y = W x, where W[row, column] = scale · (code − zero), scale and zero one per
+// (row, group of columns), codes unsigned, and x is rounded to int8 per (token, group of columns).
+//
+//     y[t, r] = Σ_g a[t, g] · scale[r, g] · ( Σ_{c in g} code[r, c] · q[t, c]  −  zero[r, g] · Σ_{c in g} q[t, c] )
+//
+// The inner sum is exact in int32; everything across groups is fp32. Packing is apart from the stored format and has an exact inverse.
+// `packed` and `inputs` have to be aligned to 64 bytes; all other arrays only to their elements.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bitbudget {
+
+enum class Isa : int { portable = 0, avx2 = 1, avx2_vnni = 2, avx512_vnni = 3, neon_dotprod = 4, neon_i8mm = 5 };
+
+// a8: q is int8. a16: a second int8 holds the rest of the rounding in 1/256 of a step; the kernels multiply both
+// while they hold the codes.
+enum class Activations : int { a8 = 0, a16 = 1 };
+
+// How scales and zeros are held in the packing. fp16: both fp16. bf16: scales bf16, zeros fp16. They take 4 bytes per (row, group), or 8.
+enum class Parameters : int { fp32 = 0, fp16 = 1, bf16 = 2 };
+
+struct Shape {
+  std::int64_t rows, columns;
+  std::int64_t group;  // columns that share a scale and a zero; the last group of a row may be shorter
+  int bits;
+  Parameters parameters = Parameters::fp32;
+};
+
+bool supported(Isa isa);  // compiled into this library, and this machine has it
+Isa best();               // the fastest supported one
+
+// Whether the kernels take this shape; where not, the caller takes the reference kernel. Groups are padded to multiples of 32 columns and
+// rows to multiples of 16, so small odd groups are correct but cost their padding.
+bool valid(Isa isa, Shape shape);
+
+// The narrowest `Parameters` that hold these scales and zeros (both [count]) exactly.
+Parameters exact_parameters(const float* scale, const float* zero, std::int64_t count);
+
+// Weights. `scale`, `zero`: [rows, groups]; values that `shape.parameters` cannot hold are rounded to nearest.
+std::size_t packed_size(Isa isa, Shape shape);  // bytes, scales and zeros included
+void pack(Isa isa, Shape shape, const std::uint8_t* codes /*[rows, columns]*/, const float* scale, const float* zero, void* packed,
+          int threads);
+void unpack(Isa isa, Shape shape, const void* packed, std::uint8_t* codes, float* scale, float* zero, int threads);
+
+// Activations: q = round(x / a) with a = max|x| / 127 per token and group, and the sum of q per group. One set of inputs serves every
+// weight with these columns and this group size, whatever its width. Groups with a value that is not finite give NaN.
+std::size_t inputs_size(Isa isa, std::int64_t n, std::int64_t columns, std::int64_t group, Activations activations);
+void quantize_inputs(Isa isa, const float* x /*[n, columns], rows `stride` apart*/, std::int64_t n, std::int64_t stride,
+                     std::int64_t columns, std::int64_t group, Activations activations, void* inputs, int threads);
+void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t columns, std::int64_t group, Activations activations,
+                       float* x /*[n, columns]*/);  // what the kernels multiply with, for tests
+
+// y[t, order[r]] = W[r] · x[t] + bias[r]. `bias`: [rows] in the order of the packed rows, or null. `order`: [rows], the column of y that
+// each row goes to, or null for 0 … rows − 1. Columns of y that no row goes to stay as they are. Results do not depend on `threads`.
+void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::int64_t n, Activations activations, const float* bias,
+            const std::int32_t* order, float* y /*[n, …], rows `stride` apart*/, std::int64_t stride, int threads);
+
+// y[t, order[r]] += Σ values · x[t, columns], a sparse matrix in CSR form; fp32.
+void add_outliers(const float* x, std::int64_t n, std::int64_t stride, const std::int32_t* rows_start /*[rows + 1]*/,
+                  const std::int32_t* columns, const float* values, std::int64_t rows, const std::int32_t* order, float* y,
+                  std::int64_t y_stride, int threads);
+
+}  // namespace bitbudget

@@ -1,0 +1,330 @@
+// The product, once for all instruction sets. `V` (isa_*.cpp) has registers of codes, sums, and floats for the 16 rows of a tile:
+//
+//   Codes   64 unsigned bytes: 16 rows × 4 columns      load store mask<m> right<s> select<m>(a, b): bits of m from a, others from b
+//   Values  4 int8 of x, for every row                  broadcast
+//   Sums    16 int32                                    dot<largest code>(sums, codes, values)  plus  right_sums<s>
+//   Floats  16 fp32                                     of sums, from memory (fp32, fp16, bf16), splat, times, add_product, minus_product
+//
+// and constants: kTiles × kStreams accumulators of a block product fit its registers (kStreams ≥ 4), kClassSums accumulators those of one
+// cell; kWholeBytes: dot is exact for all codes up to 255 in place; kWalk: tiles that a thread walks side by side, because one stream
+// of memory cannot use the bandwidth of a core.
+
+#pragma once
+
+#include "decode.h"
+#include "quantize.h"
+
+namespace bitbudget {
+
+static constexpr int kNarrow = 4;                        // up to so many streams are multiplied while codes are in registers
+static constexpr std::int64_t kCachedInputs = 768 << 10;  // bytes of inputs that are meant to stay in the second-level cache
+
+static constexpr int largest_code(int bits) { return (1 << bits) - 1; }
+
+// Adds one cell's part for one token:  y += a · scale · (Σ code · q − zero · Σ q).
+template <class V>
+static BITBUDGET_INLINE typename V::Floats add_cell(typename V::Floats y, typename V::Floats total, typename V::Floats scale,
+                                                    typename V::Floats zero, float input_scale, float input_sum) {
+  total = V::minus_product(total, zero, V::splat(input_sum));
+  return V::add_product(y, V::times(scale, total), V::splat(input_scale));
+}
+
+// Sums of a value and its residual, in steps of the residual.
+template <class V>
+static BITBUDGET_INLINE typename V::Floats with_residual(typename V::Sums whole, typename V::Sums rest) {
+  return V::add_product(V::floats(rest), V::splat(kResidualSteps), V::floats(whole));
+}
+
+template <class V>
+static BITBUDGET_INLINE void load_parameters(const WeightsLayout& layout, const std::uint8_t* cell, typename V::Floats& scale,
+                                             typename V::Floats& zero) {
+  const std::uint8_t* at = cell + layout.codes_bytes;
+  if (layout.parameters == Parameters::fp32) {
+    scale = V::load_fp32(at);
+    zero = V::load_fp32(at + kTileRows * 4);
+  } else {
+    scale = layout.parameters == Parameters::fp16 ? V::load_fp16(at) : V::load_bf16(at);
+    zero = V::load_fp16(at + kTileRows * 2);
+  }
+}
+
+template <class V>
+static BITBUDGET_INLINE void write_rows(const Product& product, std::int64_t tile, std::int64_t token, const typename V::Floats& sum) {
+  alignas(64) float y[kTileRows];
+  V::store_fp32(y, sum);
+  const std::int64_t first = tile * kTileRows, count = smaller(kTileRows, product.weights.rows - first);
+  if (product.bias)
+    for (std::int64_t i = 0; i < count; ++i) y[i] += product.bias[first + i];
+  float* out = product.y + token * product.stride;
+  if (product.order)
+    for (std::int64_t i = 0; i < count; ++i) out[product.order[first + i]] = y[i];
+  else if (count == kTileRows)
+    std::memcpy(out + first, y, sizeof y);
+  else
+    for (std::int64_t i = 0; i < count; ++i) out[first + i] = y[i];
+}
+
+// Σ code · q of one cell for each of kStreams streams; codes are masked in registers and never stored.
+template <class V, int kBits, int kStreams>
+static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_t* x, std::int64_t blocks,
+                                      typename V::Sums (&result)[kStreams]) {
+  constexpr bool kInPlace = V::kWholeBytes && classes(kBits) * kStreams <= V::kClassSums;
+  constexpr int kClasses = kInPlace ? classes(kBits) : 1;
+  typename V::Sums sums[kClasses][kStreams];
+  unroll<kClasses>([&](auto i) BITBUDGET_INLINE_LAMBDA {
+    unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA { sums[i][stream] = V::zero_sums(); });
+  });
+  do {
+    typename V::Codes line[kBits];
+    unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA { line[i] = V::load(cell + i * kLineBytes); });
+    unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
+      constexpr int kQuad = decltype(quad)::value, kClass = kInPlace ? class_of(kBits, kQuad) : 0;
+      const auto codes = kInPlace ? code_in_place<V, kBits, kQuad>(line) : code<V, kBits, kQuad>(line);
+      unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
+        const auto values = V::broadcast(x + 4 * (kQuad * kStreams + stream));
+        sums[kClass][stream] = V::template dot<largest_code(kBits)>(sums[kClass][stream], codes, values);
+      });
+    });
+    cell += kBits * kLineBytes;
+    x += kBlockColumns * kStreams;
+  } while (--blocks > 0);
+  unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
+    result[stream] = sums[0][stream];
+    unroll<kClasses - 1>([&](auto i) BITBUDGET_INLINE_LAMBDA {
+      constexpr int kClass = decltype(i)::value + 1;
+      result[stream] = V::plus(result[stream], V::template right_sums<shift_of_class(kBits, kClass)>(sums[kClass][stream]));
+    });
+  });
+}
+
+// Few streams: tiles [first, last), kWalk of them side by side.
+template <class V, int kBits, int kStreams, bool kResidual>
+static void multiply_narrow(const Product& product, std::int64_t first, std::int64_t last) {
+  constexpr int kPerToken = kResidual ? 2 : 1, kTokens = kStreams / kPerToken;
+  const WeightsLayout& layout = product.weights;
+  for (; first < last; first += V::kWalk) {
+    const int walk = static_cast<int>(smaller(V::kWalk, last - first));
+    typename V::Floats y[V::kWalk][kTokens];
+    for (int t = 0; t < walk; ++t)
+      for (int token = 0; token < kTokens; ++token) y[t][token] = V::splat(0.0f);
+    for (std::int64_t group = 0; group < layout.groups.count; ++group) {
+      const std::int8_t* x = product.values + product.inputs.values(group, 0);
+      const float* scales = product.scales + group * kTokens;
+      const float* input_sums = product.sums + group * kTokens;
+      const std::uint8_t* cell = product.packed + first * layout.tile_bytes + group * layout.cell_bytes;
+      for (int t = 0; t < walk; ++t, cell += layout.tile_bytes) {
+        typename V::Sums sums[kStreams];
+        dot_cell<V, kBits, kStreams>(cell, x, layout.blocks, sums);
+        typename V::Floats scale, zero;
+        load_parameters<V>(layout, cell, scale, zero);
+        unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
+          typename V::Floats total;
+          if constexpr (kResidual)
+            total = with_residual<V>(sums[2 * token], sums[2 * token + 1]);
+          else
+            total = V::floats(sums[token]);
+          y[t][token] = add_cell<V>(y[t][token], total, scale, zero, scales[token], input_sums[token]);
+        });
+      }
+    }
+    for (int t = 0; t < walk; ++t)
+      for (int token = 0; token < kTokens; ++token) write_rows<V>(product, first + t, token, y[t][token]);
+  }
+}
+
+// Codes of one cell to one byte each, in the order of lines that dot_lines reads: `padded` columns × 16 rows.
+template <class V, int kBits>
+static void unpack_codes(const std::uint8_t* cell, std::int64_t blocks, std::uint8_t* out) {
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    typename V::Codes line[kBits];
+    unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA { line[i] = V::load(cell + i * kLineBytes); });
+    unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
+      constexpr int kQuad = decltype(quad)::value;
+      V::store(out + kQuad * kLineBytes, code<V, kBits, kQuad>(line));
+    });
+    cell += kBits * kLineBytes;
+    out += kQuads * kLineBytes;
+  }
+}
+
+// One group of kTiles tiles against one block of kStreams streams; y: [tokens, kTiles, 16].
+template <class V, int kBits, int kStreams, bool kResidual>
+static void multiply_block(const Product& product, std::int64_t tile, std::int64_t group, const std::uint8_t* const* lines,
+                           std::int64_t first_token, float* y) {
+  constexpr int kPerToken = kResidual ? 2 : 1, kTokens = kStreams / kPerToken;
+  typename V::Sums sums[V::kTiles][kStreams];
+  unroll<V::kTiles>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+    unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA { sums[t][stream] = V::zero_sums(); });
+  });
+  const std::int8_t* x = product.values + product.inputs.values(group, first_token);
+  const std::int64_t bytes = product.weights.groups.padded / 4 * kLineBytes;
+  std::int64_t at = 0;
+  do {  // not `for`: a loop that might not run keeps compilers from leaving the sums in registers
+    typename V::Codes codes[V::kTiles];
+    unroll<V::kTiles>([&](auto t) BITBUDGET_INLINE_LAMBDA { codes[t] = V::load(lines[t] + at); });
+    unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
+      const auto values = V::broadcast(x + 4 * stream);
+      unroll<V::kTiles>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+        sums[t][stream] = V::template dot<largest_code(kBits)>(sums[t][stream], codes[t], values);
+      });
+    });
+    at += kLineBytes;
+    x += 4 * kStreams;
+  } while (at < bytes);
+  const float* scales = product.scales + group * product.inputs.n + first_token;
+  const float* input_sums = product.sums + group * product.inputs.n + first_token;
+  unroll<V::kTiles>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+    const std::int64_t last = product.weights.tiles - 1, at = tile + t < last ? tile + t : last;
+    typename V::Floats scale, zero;
+    load_parameters<V>(product.weights, product.packed + at * product.weights.tile_bytes + group * product.weights.cell_bytes, scale, zero);
+    unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
+      float* place = y + (token * V::kTiles + t) * kTileRows;
+      typename V::Floats total;
+      if constexpr (kResidual)
+        total = with_residual<V>(sums[t][2 * token], sums[t][2 * token + 1]);
+      else
+        total = V::floats(sums[t][token]);
+      V::store_fp32(place, add_cell<V>(V::load_fp32(place), total, scale, zero, scales[token], input_sums[token]));
+    });
+  });
+}
+
+// The same with the number of tokens known at run time, 1 … kStreams / streams per token.
+template <class V, int kBits, bool kResidual>
+static void multiply_tokens(const Product& product, std::int64_t tile, std::int64_t group, const std::uint8_t* const* lines,
+                            const TokenBlock& block, float* y) {
+  constexpr int kPerToken = kResidual ? 2 : 1;
+  unroll<V::kStreams / kPerToken>([&](auto i) BITBUDGET_INLINE_LAMBDA {
+    constexpr int kTokens = decltype(i)::value + 1;
+    if (block.count == kTokens) multiply_block<V, kBits, kTokens * kPerToken, kResidual>(product, tile, group, lines, block.first, y);
+  });
+}
+
+template <class V>
+struct Scratch {  // of one thread
+  std::uint8_t* codes;  // [kTiles, padded, 16]
+  float* y;             // [tokens, kTiles, 16]
+};
+
+// Many streams: blocks of tokens [first, last) against tiles [tile, tile + kTiles); each group's codes are unpacked once for all of them.
+template <class V, int kBits, bool kResidual>
+static void multiply_panel(const Product& product, std::int64_t tile, std::int64_t first, std::int64_t last, const Scratch<V>& scratch) {
+  const WeightsLayout& layout = product.weights;
+  const std::int64_t origin = product.inputs.block(first).first;
+  const TokenBlock end = product.inputs.block(last - 1);
+  const std::int64_t tokens = end.first + end.count - origin;
+  std::memset(scratch.y, 0, static_cast<std::size_t>(tokens * V::kTiles * kTileRows) * sizeof(float));
+  for (std::int64_t group = 0; group < layout.groups.count; ++group) {
+    const std::uint8_t* lines[V::kTiles];
+    for (int t = 0; t < V::kTiles; ++t) {
+      const std::int64_t at = smaller(tile + t, layout.tiles - 1);
+      const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
+      lines[t] = cell;
+      if constexpr (kBits != 8) {
+        std::uint8_t* codes = scratch.codes + t * layout.groups.padded * kTileRows;
+        unpack_codes<V, kBits>(cell, layout.blocks, codes);
+        lines[t] = codes;
+      }
+    }
+    for (std::int64_t index = first; index < last; ++index) {
+      const TokenBlock block = product.inputs.block(index);
+      multiply_tokens<V, kBits, kResidual>(product, tile, group, lines, block, scratch.y + (block.first - origin) * V::kTiles * kTileRows);
+    }
+  }
+  for (std::int64_t token = 0; token < tokens; ++token)
+    for (std::int64_t t = 0; t < smaller(V::kTiles, layout.tiles - tile); ++t)
+      write_rows<V>(product, tile + t, origin + token, V::load_fp32(scratch.y + (token * V::kTiles + t) * kTileRows));
+}
+
+template <class V, int kBits, bool kResidual>
+static void multiply_wide(const Product& product) {
+  const WeightsLayout& layout = product.weights;
+  const InputsLayout& inputs = product.inputs;
+  const std::int64_t per_block = V::kStreams / inputs.streams;
+  const std::int64_t row_bytes = layout.groups.count * layout.groups.padded * inputs.streams;
+  const std::int64_t rounds = ceil_div(inputs.blocks, kCachedInputs / (row_bytes * per_block) + 1);
+  const std::int64_t blocks = ceil_div(inputs.blocks, rounds);
+  const std::int64_t codes_bytes = V::kTiles * layout.groups.padded * kTileRows;
+  const std::int64_t y_bytes = blocks * per_block * V::kTiles * kTileRows * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t panels = ceil_div(layout.tiles, V::kTiles);
+  const int threads = static_cast<int>(smaller(product.threads, panels));
+  const Memory memory(threads * (codes_bytes + y_bytes));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int thread = 0; thread < threads; ++thread) {
+    std::uint8_t* own = memory.data() + thread * (codes_bytes + y_bytes);
+    const Scratch<V> scratch{own, reinterpret_cast<float*>(own + codes_bytes)};
+    for (std::int64_t first = 0; first < inputs.blocks; first += blocks)
+      for (std::int64_t panel = panels * thread / threads; panel < panels * (thread + 1) / threads; ++panel)
+        multiply_panel<V, kBits, kResidual>(product, panel * V::kTiles, first, smaller(first + blocks, inputs.blocks), scratch);
+  }
+}
+
+template <class V, int kBits, int kStreams, bool kResidual>
+static void multiply_narrow_threads(const Product& product) {
+  const std::int64_t tiles = product.weights.tiles;
+  const int threads = static_cast<int>(smaller(product.threads, tiles));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int thread = 0; thread < threads; ++thread)
+    multiply_narrow<V, kBits, kStreams, kResidual>(product, tiles * thread / threads, tiles * (thread + 1) / threads);
+}
+
+template <class V, int kBits>
+static void multiply_bits(const Product& product) {
+  const std::int64_t n = product.inputs.n;
+  if (product.inputs.streams == 1) {
+    if (n > kNarrow) return multiply_wide<V, kBits, false>(product);
+    unroll<kNarrow>([&](auto i) {
+      if (n == i + 1) multiply_narrow_threads<V, kBits, decltype(i)::value + 1, false>(product);
+    });
+  } else {
+    if (2 * n > kNarrow) return multiply_wide<V, kBits, true>(product);
+    unroll<kNarrow / 2>([&](auto i) {
+      if (n == i + 1) multiply_narrow_threads<V, kBits, 2 * (decltype(i)::value + 1), true>(product);
+    });
+  }
+}
+
+template <class V>
+static void multiply(const Product& product) {
+  switch (product.weights.bits) {
+    case 2:
+      return multiply_bits<V, 2>(product);
+    case 3:
+      return multiply_bits<V, 3>(product);
+    case 4:
+      return multiply_bits<V, 4>(product);
+    case 5:
+      return multiply_bits<V, 5>(product);
+    case 6:
+      return multiply_bits<V, 6>(product);
+    case 8:
+      return multiply_bits<V, 8>(product);
+  }
+}
+
+template <class V>
+static void quantize(const Quantization& task) {
+  const std::int64_t groups = task.inputs.groups.count, padded = task.inputs.groups.padded;
+  const std::int64_t work = task.inputs.n * groups * padded;
+  const int threads = work < (std::int64_t{1} << 17) ? 1 : task.threads;  // below, waking a thread takes longer
+  const Memory memory(threads * 2 * padded);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int thread = 0; thread < threads; ++thread) {
+    auto* row = reinterpret_cast<std::int8_t*>(memory.data() + thread * 2 * padded);
+    const std::int64_t blocks = task.inputs.blocks;
+    for (std::int64_t index = blocks * thread / threads; index < blocks * (thread + 1) / threads; ++index) {
+      const TokenBlock block = task.inputs.block(index);
+      for (std::int64_t token = block.first; token < block.first + block.count; ++token)
+        for (std::int64_t group = 0; group < groups; ++group)
+          quantize_group<V>(task, block, token, group, row);
+    }
+  }
+}
+
+template <class V>
+static constexpr Kernels kernels_of() {
+  static_assert(V::kStreams >= kNarrow, "a block of tokens has to hold what the narrow product takes");
+  return {V::kStreams, multiply<V>, quantize<V>};
+}
+
+}  // namespace bitbudget

@@ -1,0 +1,105 @@
+"""The operator `torch.ops.bitbudget.packed_linear`, by which `torch.compile` and `torch.export` see the CPU kernels.
+
+Without a graph, modules call the kernels directly and share quantized inputs. Here every call stands alone and trusts
+nothing: whatever tensors it is given, it computes or raises ValueError.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitbudget.kernels.extension import ISAS
+from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, InputFormat, QuantizedInputs, rows_of
+from bitbudget.kernels.products import CodeLayout, Destination, add_sparse, is_sparse_matrix, multiply
+
+SCHEMA = (
+    "(Tensor x, Tensor[] packed, int[] layouts, Tensor[] outliers, Tensor[] orders, Tensor? bias, int out_features, "
+    "int isa, int activations) -> Tensor"
+)
+
+
+@torch.library.custom_op("bitbudget::packed_linear", mutates_args=(), device_types="cpu", schema=SCHEMA)
+def packed_linear(  # noqa: PLR0913 -- an operator's arguments are tensors and numbers
+    x: Tensor,
+    packed: Sequence[Tensor],
+    layouts: Sequence[int],
+    outliers: Sequence[Tensor],
+    orders: Sequence[Tensor],
+    bias: Tensor | None,
+    out_features: int,
+    isa: int,
+    activations: int,
+) -> Tensor:
+    """x Ŵᵀ + bias, fp32 [..., out].
+
+    x: [..., in], fp32, bf16 or fp16. packed: bytes of each dense part; layouts: rows, group size, bits and parameters of each.
+    outliers: none, or row pointers, columns and values. orders: of each part and then of the outliers, the output of its
+    rows, int32, or an empty tensor for the rows' own numbers. bias: fp32 [out]. isa, activations: by number.
+
+    Raises:
+        ValueError: tensors that do not fit.
+    """
+    _check(x, packed, layouts, outliers, orders, bias)
+    _require(0 <= isa < len(ISAS) and 0 <= activations < len(ACTIVATIONS) and out_features >= 0, "numbers out of range")
+    rows, columns = rows_of(x), x.shape[-1]
+    y = torch.zeros(len(rows), out_features)
+    shaped = [tuple(layouts[start : start + 4]) for start in range(0, len(layouts), 4)]
+    for tensor, (count, group, bits, parameters), order in zip(packed, shaped, orders, strict=False):
+        inputs = QuantizedInputs.of(rows, InputFormat(isa, columns, group, activations))
+        layout = CodeLayout(isa, count, columns, group, bits, parameters)
+        multiply(layout, tensor, inputs, _of_rows(bias, order), Destination(y, order if order.numel() else None))
+    if outliers:
+        pointers, places, values = outliers
+        _require(is_sparse_matrix(pointers, places, values.numel(), columns), "outliers are no sparse matrix")
+        add_sparse(rows, pointers, places, values, Destination(y, orders[-1] if orders[-1].numel() else None))
+    return y.view(*x.shape[:-1], out_features)
+
+
+@packed_linear.register_fake
+def _(  # noqa: PLR0913 -- as the operator
+    x: Tensor,
+    packed: Sequence[Tensor],
+    layouts: Sequence[int],
+    outliers: Sequence[Tensor],
+    orders: Sequence[Tensor],
+    bias: Tensor | None,
+    out_features: int,
+    isa: int,
+    activations: int,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features), dtype=torch.float32)
+
+
+def _of_rows(bias: Tensor | None, order: Tensor) -> Tensor | None:
+    if bias is None or not order.numel():
+        return bias
+    _require(int(order.min()) >= 0 and int(order.max()) < len(bias), "a row is outside the outputs")
+    return bias[order]
+
+
+def _check(
+    x: Tensor,
+    packed: Sequence[Tensor],
+    layouts: Sequence[int],
+    outliers: Sequence[Tensor],
+    orders: Sequence[Tensor],
+    bias: Tensor | None,
+) -> None:
+    _require(x.dim() >= 1 and x.dtype in RUN_IN, "x is fp32, bf16 or fp16 of at least one dimension")
+    _require(len(layouts) == 4 * len(packed), "rows, group size, bits and parameters for each part")
+    _require(len(outliers) in (0, 3), "outliers are row pointers, columns and values")
+    _require(len(orders) == len(packed) + bool(outliers), "an order for each part, and for the outliers")
+    dtypes = [(torch.uint8, packed), (torch.int32, [*orders, *outliers[:2]]), (torch.float32, outliers[2:])]
+    dtypes.append((torch.float32, [] if bias is None else [bias]))
+    for dtype, tensors in dtypes:
+        for tensor in tensors:
+            fits = (
+                tensor.dtype == dtype and tensor.dim() == 1 and tensor.is_contiguous() and tensor.device.type == "cpu"
+            )
+            _require(fits, f"a tensor is not {dtype}, of one dimension, contiguous and on the CPU")
+
+
+def _require(fits: bool, what: str) -> None:
+    if not fits:
+        raise ValueError(f"bitbudget::packed_linear: {what}")

@@ -1,0 +1,281 @@
+"""A stored weight repacked for the CPU kernels, its exact inverse, and the product with it.
+
+Packing is apart from the stored format: codes are laid out for one instruction set, with the decoded scale and zero of
+every group beside them. The product rounds activations to 8 bits per token and group (`a8`), or to 15 with a second pass
+over the residual (`a16`); integers are summed exactly within a group, groups in fp32.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from bitbudget.grids import BF16, FP16, FP32, Grid
+from bitbudget.grids.codecs import Byte, PackedInt
+from bitbudget.grids.codecs import Float as FloatCodec
+from bitbudget.kernels.extension import ISAS
+from bitbudget.kernels.inputs import InputFormat, SharedInputs, rows_of
+from bitbudget.kernels.operators import packed_linear
+from bitbudget.kernels.products import (
+    CodeLayout,
+    Destination,
+    add_sparse,
+    exact_parameters,
+    is_sparse_matrix,
+    lookup,
+    multiply,
+    pack,
+    unpack,
+)
+from bitbudget.kernels.tensors import StoredTensors
+from bitbudget.storage import Choice, DensePart, OutlierPart, Part, Shape, StoredWeight
+from bitbudget.storage.parts import places_in
+from bitbudget.storage.tensors import index_dtype
+
+# Groups are padded to 32 columns and rows to 16. A packed part may take so many times the stored bytes, and so many more.
+MOST_GROWTH, FREE_GROWTH = 1.5, 64 << 10
+ENTRY_BYTES, ORDER_BYTES = 8, 4  # column and value of an outlier; the output of a row
+
+
+class PackedDense(StoredTensors):
+    """Codes, scales and zeros of one part; `order` is the output of each of its rows, int32, where that is not its number."""
+
+    packed: Tensor
+    order: Tensor | None
+
+    def __init__(self, part: DensePart, isa: int, order: Tensor | None) -> None:
+        super().__init__()
+        grid = self.grid = part.format.grid
+        parameters = part.parameters(torch.arange(part.shape[0]))
+        scale = parameters.scale.contiguous()
+        zero = torch.full_like(scale, grid.fixed_zero) if parameters.zero is None else parameters.zero.contiguous()
+        self.layout = layout_of(part, isa, exact_parameters(scale, zero))
+        self.register_buffer(
+            "packed", pack(self.layout, part.stored["codes"].contiguous(), scale, zero), persistent=False
+        )
+        self.register_buffer("order", order, persistent=False)
+        self.kept = tuple(name for name in part.stored if name not in {"codes", *found_again(grid)})
+        for name in self.kept:  # copied, so that no file stays in memory for them
+            self.register_buffer(f"kept_{name}", part.stored[name].clone(), persistent=False)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The part's stored tensors, bit for bit."""
+        codes, scale, zero = unpack(self.layout, self.packed)
+        again = found_again(self.grid)
+        found = {"codes": codes} | {name: self.get_buffer(f"kept_{name}") for name in self.kept}
+        if "scale" in again:
+            found |= {"scale" + suffix: tensor for suffix, tensor in self.grid.scale.tensors(scale).items()}
+        if "zero" in again and self.grid.zeros is not None:
+            found |= {"zero" + suffix: tensor for suffix, tensor in self.grid.zeros.tensors(zero).items()}
+        return found
+
+    def add_to(self, tile: Tensor, rows: Tensor) -> None:
+        """Adds this part's values of some rows of the weight, int64, to an fp32 tile [n, in]."""
+        index = self._buffers.get("kept_rows")
+        if index is None:
+            tile += lookup(self.layout, self.packed, rows)
+            return
+        own, mine = places_in(index, rows)
+        tile.index_add_(0, mine, lookup(self.layout, self.packed, own))
+
+
+class PackedOutliers(StoredTensors):
+    """A sparse residual in the numbers that the kernel reads: int32 and fp32."""
+
+    row_pointers: Tensor
+    columns: Tensor
+    values: Tensor
+    order: Tensor | None
+
+    def __init__(self, part: OutlierPart, order: Tensor | None) -> None:
+        super().__init__()
+        self.format, self.shape = part.format, part.shape
+        self.register_buffer("row_pointers", part.stored["row_pointers"].clone(), persistent=False)
+        self.register_buffer("columns", part.stored["columns"].to(torch.int32, copy=True), persistent=False)
+        self.register_buffer("values", part.stored["values"].to(torch.float32, copy=True), persistent=False)
+        self.register_buffer("order", order, persistent=False)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The part's stored tensors, bit for bit."""
+        return {
+            "values": self.values.to(self.format.values.dtype),
+            "columns": self.columns.to(index_dtype(self.shape[1])),
+            "row_pointers": self.row_pointers,
+        }
+
+    def add_to(self, tile: Tensor, rows: Tensor) -> None:
+        """Adds the residual of some rows of the weight, int64, to an fp32 tile [n, in]."""
+        tensors = {"row_pointers": self.row_pointers, "columns": self.columns, "values": self.values}
+        OutlierPart(self.format, self.shape, tensors).add_to(tile, rows)
+
+
+class PackedLinear(nn.Module):
+    """All of a stored weight [out, in] but its bias, packed for the CPU. It shares no memory with the stored tensors."""
+
+    input_map: StoredTensors
+    output_map: StoredTensors
+
+    def __init__(self, weight: StoredWeight, isa: str, shared: SharedInputs) -> None:
+        super().__init__()
+        self.shape, self.isa, self.shared = weight.shape, ISAS.index(isa), shared
+        self.names = weight.names
+        for name, part in zip(weight.names, weight.parts, strict=True):
+            assert isinstance(part, DensePart | OutlierPart)
+            order = _order(part, weight.output_map.get("rows"))
+            packed = PackedDense(part, self.isa, order) if isinstance(part, DensePart) else PackedOutliers(part, order)
+            self.add_module(name, packed)
+        for group, tensors in (("input_map", weight.input_map), ("output_map", weight.output_map)):
+            self.add_module(group, StoredTensors())
+            for name, tensor in tensors.items():
+                self.get_submodule(group).register_buffer(name, tensor.clone(), persistent=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held."""
+        return sum(tensor.nbytes for tensor in self.buffers())
+
+    @property
+    def parts(self) -> list[PackedDense]:
+        return [part for part in self.children() if isinstance(part, PackedDense)]
+
+    @property
+    def residual(self) -> PackedOutliers | None:
+        return next((part for part in self.children() if isinstance(part, PackedOutliers)), None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All stored tensors but the bias, named relative to the layer, bit for bit as they were."""
+        parts = [part for part in self.children() if isinstance(part, PackedDense | PackedOutliers)]
+        groups = {name: part.stored() for name, part in zip(self.names, parts, strict=True)}
+        groups |= {name: dict(self.get_submodule(name).named_buffers()) for name in ("input_map", "output_map")}
+        return {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+    def dequantize(self, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n in"]:
+        """Some rows of the weight, fp32, as `StoredWeight.dequantize` gives them."""
+        tile = torch.zeros(len(rows), self.shape[1])
+        for part in self.children():
+            if isinstance(part, PackedDense | PackedOutliers):
+                part.add_to(tile, rows)
+        return tile
+
+    def forward(
+        self, x: Float[Tensor, "*batch in"], bias: Tensor | None, activations: int
+    ) -> Float[Tensor, "*batch out"]:
+        """In x's dtype; activations: the number of their format (`inputs.ACTIVATIONS`)."""
+        scale_in, scale_out = self.input_map._buffers.get("scale"), self.output_map._buffers.get("scale")
+        inside = x if scale_in is None else x * scale_in
+        wide = None if bias is None else bias.float()
+        within = wide if scale_out is None else None
+        if torch.compiler.is_compiling():
+            y: Tensor = self._traced(inside, within, activations)
+        else:
+            y = self._multiplied(inside, within, activations)
+        if scale_out is not None:
+            y = y * scale_out if wide is None else y * scale_out + wide
+        return y.to(x.dtype)
+
+    def _multiplied(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
+        count, columns = x.numel() // self.shape[1], self.shape[1]
+        y = torch.empty(count, self.shape[0])
+        for part in self.parts:
+            inputs = self.shared.get(x, InputFormat(self.isa, columns, part.layout.group, activations))
+            own = bias if bias is None or part.order is None else bias[part.order]
+            multiply(part.layout, part.packed, inputs, own, Destination(y, part.order))
+        sparse = self.residual
+        if sparse is not None:
+            destination = Destination(y, sparse.order)
+            add_sparse(rows_of(x), sparse.row_pointers, sparse.columns, sparse.values, destination)
+        return y.view(*x.shape[:-1], self.shape[0])
+
+    def _traced(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
+        parts, sparse = self.parts, self.residual
+        shapes = [part.layout for part in parts]
+        layouts = [number for of in shapes for number in (of.rows, of.group, of.bits, of.parameters)]
+        outliers = [] if sparse is None else [sparse.row_pointers, sparse.columns, sparse.values]
+        own = torch.empty(0, dtype=torch.int32)
+        orders = [own if part.order is None else part.order for part in (*parts, *([] if sparse is None else [sparse]))]
+        packed = [part.packed for part in parts]
+        return packed_linear(x, packed, layouts, outliers, orders, bias, self.shape[0], self.isa, activations)
+
+
+def misfit(weight: StoredWeight, isa: str) -> str | None:
+    """Why a weight cannot be packed for an instruction set, in a few words; None if it can."""
+    if weight.device.type != "cpu":
+        return f"it is on the device {weight.device}"
+    if weight.choice.activation:
+        return f"its activations are rounded to {weight.choice.activation}"
+    reasons = (_part_misfit(part, weight, isa) for part in weight.parts)
+    return next((reason for reason in reasons if reason), None) or _rows_misfit(weight)
+
+
+def _part_misfit(part: Part, weight: StoredWeight, isa: str) -> str | None:
+    if isinstance(part, OutlierPart):
+        pointers, columns = part.stored["row_pointers"], part.stored["columns"].to(torch.int32)
+        fits = is_sparse_matrix(pointers, columns, len(part.stored["values"]), weight.shape[1])
+        return None if fits else "its outliers are no sparse matrix"
+    if not isinstance(part, DensePart):
+        return f"it has a {type(part).__name__}"
+    if part.format.grid.axis != "in":
+        return "its groups run along rows"
+    layout = layout_of(part, ISAS.index(isa), 0)
+    if not layout.exists:
+        return f"there is no kernel for {part.format} and {part.shape[1]} columns"
+    stored = sum(tensor.nbytes for tensor in part.stored.values())
+    if layout.nbytes > MOST_GROWTH * stored + FREE_GROWTH:
+        return f"its groups, each padded to 32 columns, would take {layout.nbytes:,} bytes in place of {stored:,}"
+    return None
+
+
+def _rows_misfit(weight: StoredWeight) -> str | None:
+    """A product writes every output once; in a damaged file rows may be missing or outside."""
+    dense = [part for part in weight.parts if isinstance(part, DensePart)]
+    indices = [part.stored["rows"].to(torch.int64) for part in dense if "rows" in part.stored]
+    taken = [torch.cat(indices)] if indices else []
+    taken += [weight.output_map["rows"].to(torch.int64)] if "rows" in weight.output_map else []
+    every = torch.arange(weight.shape[0])
+    return None if all(torch.equal(rows.sort().values, every) for rows in taken) else "its row indices are not all rows"
+
+
+def layout_of(part: DensePart, isa: int, parameters: int) -> CodeLayout:
+    """Of a part whose groups run along columns."""
+    grid = part.format.grid
+    return CodeLayout(isa, *part.shape, grid.group_length(part.shape), grid.bits, parameters)
+
+
+def found_again(grid: Grid) -> set[str]:
+    """The stored tensors of group parameters that follow from the decoded ones alone."""
+    exact = FloatCodec | PackedInt | Byte
+    return {name for name, codec in (("scale", grid.scale), ("zero", grid.zeros)) if isinstance(codec, exact)}
+
+
+def _order(part: DensePart | OutlierPart, permutation: Tensor | None) -> Tensor | None:
+    """The output of every row of a part."""
+    own = part.stored.get("rows")
+    if permutation is None:
+        return None if own is None else own.to(torch.int32, copy=True)
+    wide = permutation.to(torch.int32, copy=True)
+    return wide if own is None else wide[own.to(torch.int64)]
+
+
+def growth(choice: Choice, shape: Shape, isa: str) -> int:
+    """Bytes that a weight [out, in] takes packed beyond those of its stored tensors, at most; 0 where it is not packed."""
+    total = 0
+    for part, rows in zip(choice.dense, choice.row_counts(shape[0]), strict=True):
+        grid = part.grid
+        layout = CodeLayout(ISAS.index(isa), rows, shape[1], grid.group or shape[1], grid.bits, _parameters(grid))
+        if choice.activation or grid.axis != "in" or not layout.exists:
+            return 0
+        again = ("codes", *found_again(grid))
+        released = sum(spec.nbytes for spec in part.specs((rows, shape[1])) if spec.name in again)
+        indexed = rows < shape[0] or choice.output_map == "permute"
+        total += layout.nbytes - released + (ORDER_BYTES * rows if indexed else 0)
+    if choice.outliers:
+        stored = sum(spec.nbytes for spec in choice.outliers.specs(shape))
+        entries = choice.outliers.count.of(shape[0] * shape[1])
+        total += ENTRY_BYTES * entries + ORDER_BYTES * 2 * shape[0] - stored
+    return max(0, total)
+
+
+def _parameters(grid: Grid) -> int:
+    """The format that holds any parameters of a grid."""
+    if grid.zero_codec == FP32 or grid.scale not in (FP16, BF16):
+        return 0
+    return 1 if grid.scale == FP16 else 2

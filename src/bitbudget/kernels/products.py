@@ -1,0 +1,123 @@
+"""The CPU kernels' functions on tensors. Sizes are checked by the extension; dtypes and places by who makes the tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitbudget.kernels.extension import compiled
+from bitbudget.kernels.inputs import QuantizedInputs, extent
+from bitbudget.kernels.tensors import empty_bytes
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """Codes of some rows, packed for an instruction set by number.
+
+    parameters: the number of the format that holds scales and zeros (`Parameters` of cpu/kernels.h).
+    """
+
+    isa: int
+    rows: int
+    columns: int
+    group: int
+    bits: int
+    parameters: int
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int, int, int]:
+        """As the extension's functions begin."""
+        return self.isa, self.rows, self.columns, self.group, self.bits, self.parameters
+
+    @property
+    def table(self) -> tuple[int, int]:
+        """Shape of scales and zeros."""
+        return self.rows, -(-self.columns // self.group)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed codes, scales and zeros."""
+        return int(compiled().packed_size(*self.arguments))
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a kernel for it."""
+        return bool(compiled().valid(*self.arguments))
+
+
+def exact_parameters(scale: Tensor, zero: Tensor) -> int:
+    """The smallest format of parameters that holds these, fp32 and contiguous, exactly."""
+    return int(compiled().exact_parameters(scale.data_ptr(), zero.data_ptr(), scale.nbytes))
+
+
+def pack(layout: CodeLayout, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Packed bytes of a bit stream of codes, int32 [rows, words], scales and zeros, fp32 [rows, groups]."""
+    packed = empty_bytes(layout.nbytes)
+    compiled().pack(
+        *layout.arguments, *_address(codes), scale.data_ptr(), zero.data_ptr(), scale.nbytes, *_address(packed),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return packed
+
+
+def unpack(layout: CodeLayout, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact inverse of `pack`: codes, scales, zeros."""
+    codes = torch.empty(layout.rows, -(-layout.columns * layout.bits // 32), dtype=torch.int32)
+    scale, zero = torch.empty(layout.table), torch.empty(layout.table)
+    compiled().unpack(
+        *layout.arguments, *_address(packed), *_address(codes), scale.data_ptr(), zero.data_ptr(), scale.nbytes,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return codes, scale, zero
+
+
+def lookup(layout: CodeLayout, packed: Tensor, rows: Tensor) -> Tensor:
+    """Decoded rows [n, columns], fp32, of some rows, int64. Raises ValueError for rows that there are not."""
+    values = torch.empty(len(rows), layout.columns)
+    compiled().lookup(
+        *layout.arguments, *_address(packed), *_address(rows.contiguous()), *_address(values), torch.get_num_threads()
+    )
+    return values
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a product goes: y fp32 [n, out], contiguous, and the output of each row, int32, or None for its own number."""
+
+    y: Tensor
+    order: Tensor | None
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int, int, int]:
+        return *_address(self.order), *_address(self.y), self.y.shape[1], torch.get_num_threads()
+
+
+def multiply(
+    layout: CodeLayout, packed: Tensor, inputs: QuantizedInputs, bias: Tensor | None, destination: Destination
+) -> None:
+    """Writes x Ŵᵀ + bias. bias: fp32 [rows], or None."""
+    compiled().matmul(
+        *layout.arguments, *_address(packed), *_address(inputs.data), inputs.count, inputs.format.activations,
+        *_address(bias), *destination.arguments,
+    )  # fmt: skip
+
+
+def add_sparse(x: Tensor, row_pointers: Tensor, columns: Tensor, values: Tensor, destination: Destination) -> None:
+    """Adds x times a sparse matrix in CSR: int32, int32, fp32. x: fp32 [n, in] as `rows_of` gives them."""
+    compiled().add_outliers(
+        x.data_ptr(), extent(x), len(x), x.stride(0), x.shape[1], row_pointers.data_ptr(), columns.data_ptr(),
+        values.data_ptr(), values.numel(), row_pointers.numel() - 1, *destination.arguments,
+    )  # fmt: skip
+
+
+def is_sparse_matrix(row_pointers: Tensor, columns: Tensor, count: int, in_features: int) -> bool:
+    """Whether these are row pointers and columns of `count` values that lie within a matrix of so many columns."""
+    if row_pointers.numel() == 0 or columns.numel() != count:
+        return False
+    if int(row_pointers[0]) != 0 or int(row_pointers[-1]) != count or bool((row_pointers.diff() < 0).any()):
+        return False
+    return count == 0 or (int(columns.min()) >= 0 and int(columns.max()) < in_features)
+
+
+def _address(tensor: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.nbytes)
