@@ -6,16 +6,17 @@ of one meets those of the other that fill the limits nearly and do not exceed th
 reduced costs give). No plan need be known: a gap in which one is found proves the best of them, one without raises the bound.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
 from bitbudget.allocation.bound import Bound
-from bitbudget.allocation.moves import Reached, Tie, moved, open_moves
+from bitbudget.allocation.moves import Reached, Tie, moved, open_moves, tie_of
 from bitbudget.allocation.pairs import Pairs
 from bitbudget.allocation.subsets import STEPS, Subsets, counted
 
-TRIALS = (2**11, 2**15, 2**18)  # sets in a half for gaps that are there to find plans
 PAIRS = 2**23  # looked at in one gap
 FAR = 2**62
 
@@ -31,7 +32,8 @@ class Meeting:
         self.best = best
         self.left = self.problem.limit - self.problem.cost[bound.base].sum(axis=0)
         self.base_loss = self.problem.value(bound.base)
-        self.moves, _ = open_moves(bound, best - bound.value, tie)
+        self.tie = tie
+        self.moves, _ = open_moves(bound, best - bound.value)
         units = range(len(self.moves.starts))
         self.halves = (units[::2], units[1::2])
         self.leader: Leader | None = None
@@ -39,9 +41,10 @@ class Meeting:
         self.complete = False
         self.most = 1
 
-    def run(self, sets: int) -> Reached:
-        """Gaps in which a half has few sets, then the whole gap of the best plan if a half has at most `sets` there."""
-        for trial in TRIALS:
+    def run(self, sets: int, trials: Sequence[int] = ()) -> Reached:
+        """The whole gap of the best plan if a half has at most `sets` there; before, to find plans, as much of it as leaves as few
+        as each trial says."""
+        for trial in trials:
             if not self.complete and trial < sets:
                 self._list(trial, partly=True)
         if not self.complete:
@@ -110,6 +113,11 @@ class Meeting:
         self.best = self.base_loss + int(loss[first])
         for place in good[alike].tolist():
             chosen = [*one.moves(int(ours[place])), *other.moves(int(theirs[place]))]
-            key = (int(loss[first]), *cost[first].tolist(), int(self.moves.tie[chosen].sum()))
+            key = (int(loss[first]), *cost[first].tolist(), self._tie(chosen))
             if self.leader is None or key < self.leader[0]:
                 self.leader = key, chosen
+
+    def _tie(self, chosen: list[int]) -> int:
+        """What decides between plans of equal loss and costs, relative to the base plan."""
+        ours, base = (tie_of(self.problem, self.tie, rows[chosen]) for rows in (self.moves.rows, self.moves.base))
+        return ours - base

@@ -30,14 +30,15 @@ class Moves:
     """Points that may take the place of their unit's point in the base plan, grouped by unit; units by their smallest reduced
     cost, points of a unit by theirs.
 
-    rows: the points; above: reduced costs; cost, loss, tie: relative to the base plan; starts: first move of every unit.
+    rows: the points; base: the base plan's points of their units; above: reduced costs; cost, loss: relative to the base plan;
+    starts: first move of every unit.
     """
 
     rows: Int64[ndarray, "moves"]
+    base: Int64[ndarray, "moves"]
     above: Int64[ndarray, "moves"]
     cost: Int64[ndarray, "moves dimensions"]
     loss: Int64[ndarray, "moves"]
-    tie: Int64[ndarray, "moves"]
     starts: Int64[ndarray, "units"]
 
     def own(self, unit: int) -> range:
@@ -46,7 +47,7 @@ class Moves:
         return range(int(self.starts[unit]), stop)
 
 
-def open_moves(bound: Bound, gap: int, tie: Tie, most: int | None = None) -> tuple[Moves, bool]:
+def open_moves(bound: Bound, gap: int, most: int | None = None) -> tuple[Moves, bool]:
     """The moves with reduced costs of at most `gap`, of the first `most` units; whether these are all."""
     problem = bound.problem
     rows = np.flatnonzero(bound.within(gap))
@@ -62,14 +63,12 @@ def open_moves(bound: Bound, gap: int, tie: Tie, most: int | None = None) -> tup
         order, starts = order[: starts[most]], starts[:most]
     rows, above = rows[order], above[order]
     base = bound.base[problem.unit[rows]]
-    ties = {row: tie(int(problem.source[row])) for row in np.union1d(rows, base).tolist()}
-    change = [ties[row] - ties[was] for row, was in zip(rows.tolist(), base.tolist(), strict=True)]
     moves = Moves(
         rows=rows,
+        base=base,
         above=above,
         cost=problem.cost[rows] - problem.cost[base],
         loss=problem.objective[rows] - problem.objective[base],
-        tie=np.array(change, dtype=np.int64),
         starts=starts,
     )
     return moves, not cut
@@ -82,6 +81,11 @@ def moved(problem: Problem, plan: Int64[ndarray, "units"], rows: Int64[ndarray, 
     return result
 
 
+def tie_of(problem: Problem, tie: Tie, rows: Int64[ndarray, "rows"]) -> int:
+    """What decides between plans of equal loss and costs, summed over some points."""
+    return sum(tie(source) for source in problem.source[rows].tolist())
+
+
 def first_of(
     problem: Problem, tie: Tie, one: Int64[ndarray, "units"], other: Int64[ndarray, "units"]
 ) -> Int64[ndarray, "units"]:
@@ -92,5 +96,5 @@ def first_of(
 
     ours, theirs = costs(one), costs(other)
     if ours == theirs:  # hashes take longer than the rest
-        ours, theirs = ([sum(tie(int(row)) for row in problem.source[plan])] for plan in (one, other))
+        ours, theirs = ([tie_of(problem, tie, plan)] for plan in (one, other))
     return one if ours <= theirs else other

@@ -18,6 +18,7 @@ from bitbudget.allocation.sweep import Sweep
 from bitbudget.allocation.tree import Tree, core_of
 
 LAST_PLANS = 6  # of the relaxation: those near its optimum
+TRIAL_SETS = (2**11, 2**15, 2**18)  # of moves in a half of a meeting that is there to find plans
 TRIAL_STATES = 1024  # of a first sweep, which is there to find a plan
 TRIAL_UNITS = 48  # how many units may leave the base plan in it
 STATES_OF_SEVERAL = 2048  # of a sweep under several budgets: a wider one takes longer than the tree
@@ -27,8 +28,8 @@ STATES_OF_SEVERAL = 2048  # of a sweep under several budgets: a wider one takes 
 class Effort:
     """Limits that count work, never time: the same on every machine.
 
-    states: of a sweep at once; nodes: of HiGHS's tree; branches: nodes of our own tree; 0 leaves HiGHS or the tree out.
-    sets: of moves in each half of a meeting.
+    states: of a sweep at once; nodes: of HiGHS's tree; branches: nodes of our own tree; sets: of moves in each half of a meeting.
+    0 leaves HiGHS, the tree or meetings out.
     """
 
     states: int = 2**15
@@ -100,8 +101,8 @@ def greedy(problem: Problem, plans: Iterable[Int64[ndarray, "units"]]) -> Int64[
 
 
 def _closed(lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie) -> Found:
-    """With one budget a sweep closes nearly all gaps. With several all plans within the gap are listed where they are few enough;
-    a sweep is for those whose costs repeat. What is open then goes to a tree, whose nodes are listed; HiGHS may know a better plan."""
+    """With one budget a sweep closes nearly all gaps. With several, all plans within the gap are listed where they are few, and a
+    sweep is for those whose costs repeat. What is open goes to a tree, whose nodes are listed; HiGHS may know a better plan."""
     closing = _Closing(lower, best, effort, tie)
     if lower.problem.dimensions > 1:
         closing.meet()
@@ -149,7 +150,7 @@ class _Closing:
     def meet(self) -> None:
         """All sets of moves within the gap, or within as much of it as leaves few enough."""
         if not self.complete:
-            self._take(Meeting(self.lower, self.value, self.tie).run(self.effort.sets))
+            self._take(Meeting(self.lower, self.value, self.tie).run(self.effort.sets, TRIAL_SETS))
 
     def sweep(self, states: int, units: int | None = None) -> None:
         """Over all open units, or some. Under several budgets one that cannot hold all states ends at once."""

@@ -45,7 +45,7 @@ class _States:
             self.cost[rows], self.loss[rows], self.above[rows], self.tie[rows], self.parent[rows], self.move[rows]
         )
 
-    def spread(self, moves: Moves, own: range, gap: int) -> "_States":
+    def spread(self, moves: Moves, ties: Int64[ndarray, "moves"], own: range, gap: int) -> "_States":
         """Every set without a move of one unit, and with each of its moves by which reduced costs stay within the gap."""
         count = len(self.loss)
         parts = [_States(self.cost, self.loss, self.above, self.tie, np.arange(count), np.full(count, -1))]
@@ -56,7 +56,7 @@ class _States:
                     cost=self.cost[near] + moves.cost[move],
                     loss=self.loss[near] + moves.loss[move],
                     above=self.above[near] + moves.above[move],
-                    tie=self.tie[near] + moves.tie[move],
+                    tie=self.tie[near] + ties[move],
                     parent=near,
                     move=np.full(len(near), move),
                 )
@@ -76,12 +76,19 @@ class Sweep:
         self.state_limit = state_limit
         self.left = self.problem.limit - self.problem.cost[bound.base].sum(axis=0)
         self.base_loss = self.problem.value(bound.base)
-        self.moves, whole = open_moves(bound, best - bound.value, tie, units)
+        self.moves, whole = open_moves(bound, best - bound.value, units)
         self.dropped: int | None = None if whole else bound.value
         self.most = 1
         moves = self.moves
+        self.tie = self._ties(tie)
         self.completion = Completion(moves.above, moves.cost, moves.starts, bound.multipliers)
         self.fall = self._fall()
+
+    def _ties(self, tie: Tie) -> Int64[ndarray, "moves"]:
+        """What every move adds to what decides between plans of equal loss and costs."""
+        ours, base = self.problem.source[self.moves.rows].tolist(), self.problem.source[self.moves.base].tolist()
+        ties = {source: tie(source) for source in {*ours, *base}}
+        return np.array([ties[one] - ties[other] for one, other in zip(ours, base, strict=True)], dtype=np.int64)
 
     def _fall(self) -> Int64[ndarray, "stages dimensions"]:
         """What the moves of a unit and of all later units can at most take from a cost."""
@@ -100,7 +107,7 @@ class Sweep:
             own = self.moves.own(stage)
             if self.bound.value + self.moves.above[own.start] > self.best:
                 break  # units come by their smallest reduced cost: all later ones are out as well
-            states = self._pruned(states.spread(self.moves, own, self.best - self.bound.value), stage + 1)
+            states = self._pruned(states.spread(self.moves, self.tie, own, self.best - self.bound.value), stage + 1)
             if not len(states.loss):
                 break
             if all_or_nothing and self.dropped is not None:

@@ -109,7 +109,7 @@ class Tree:
         kept = lower.within(self.best - lower.value)
         if len(np.unique(node.unit[kept])) < self.problem.units:
             return  # a unit without a point that could belong to a plan as good as the best
-        met = Meeting(lower, self.best, self.tie).run(NODE_SETS)
+        met = Meeting(lower, self.best, self.tie).run(NODE_SETS, (2**11,))
         if met.rows is not None:
             self._keep(rows[met.rows])
         if met.complete:
