@@ -17,7 +17,7 @@ from bitbudget.allocation.moves import Reached, Tie, moved, open_moves, tie_of
 from bitbudget.allocation.pairs import Pairs
 from bitbudget.allocation.subsets import STEPS, Subsets, counted
 
-PAIRS = 2**23  # looked at in one gap
+PAIRS = 2**22  # looked at in one gap
 FAR = 2**62
 
 Leader = tuple[tuple[int, ...], list[int]]  # (loss, costs, tie) relative to the base plan, and the moves

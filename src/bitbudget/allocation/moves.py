@@ -91,6 +91,9 @@ def first_of(
 ) -> Int64[ndarray, "units"]:
     """The better of two plans: of less loss, among equal ones of less costs, then the one that `tie` puts first."""
 
+    if (one == other).all():
+        return one
+
     def costs(plan: Int64[ndarray, "units"]) -> list[int]:
         return [problem.value(plan), *problem.cost[plan].sum(axis=0).tolist()]
 
