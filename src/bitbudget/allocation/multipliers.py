@@ -19,7 +19,8 @@ KEPT_BITS = 24  # of a multiplier; the rest is noise of the linear program and m
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Multipliers, and the plans met on the way to them (not all within the limits)."""
+    """Multipliers, and the different plans met on the way to them, the furthest from the best bound first (not all within the
+    limits)."""
 
     multipliers: tuple[float, ...]
     plans: tuple[Int64[ndarray, "units"], ...]
@@ -78,7 +79,7 @@ class _CuttingPlanes:
             elif at_edge:
                 self.box *= 4.0
             scale = min(scale, missing)
-        return Relaxed(tuple(shortened(value) for value in self.best.tolist()), tuple(self.plans))
+        return Relaxed(tuple(shortened(value) for value in self.best.tolist()), self._plans())
 
     def _cut(self, point: Float64[ndarray, "dimensions"]) -> bool:
         """Evaluate L at a point: a new plan, a new cut; whether it is the highest so far."""
@@ -96,13 +97,23 @@ class _CuttingPlanes:
 
     def _master(self, scale: float) -> tuple[float, Float64[ndarray, "dimensions"]]:
         """The highest point under all cuts: how far above the best bound, and where from its multipliers."""
-        cuts = np.array(self.cuts)
-        excess = cuts[:, 1:]
-        there = cuts[:, 0] - self.height
-        for dimension, multiplier in enumerate(self.best.tolist()):
-            there = there + multiplier * excess[:, dimension]
+        there, excess = self._above(), np.array(self.cuts)[:, 1:]
         low = np.maximum(-self.best * self.cost_unit / scale, -self.box)
         return highest(there / scale, excess / self.cost_unit, low, np.full(self.problem.dimensions, self.box))
+
+    def _above(self) -> Float64[ndarray, "cuts"]:
+        """How far every cut lies above the best bound, at its multipliers."""
+        cuts = np.array(self.cuts)
+        above = cuts[:, 0] - self.height
+        for dimension, multiplier in enumerate(self.best.tolist()):
+            above = above + multiplier * cuts[:, 1 + dimension]
+        return above
+
+    def _plans(self) -> tuple[Int64[ndarray, "units"], ...]:
+        """Plans that exceed a limit by far are far above the bound, however late they were met."""
+        order = np.argsort(-self._above(), kind="stable").tolist()
+        different = {self.plans[place].tobytes(): self.plans[place] for place in order}
+        return tuple(different.values())
 
 
 def shortened(value: float) -> float:

@@ -1,6 +1,6 @@
 """From a problem in integers to its best plan: bound, greedy plans, exact sweep, branching on what is left."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,32 +10,32 @@ from numpy import ndarray
 from bitbudget.allocation.bound import Bound, bound
 from bitbudget.allocation.branching import branched
 from bitbudget.allocation.fill import filled, repaired
+from bitbudget.allocation.meeting import Meeting
+from bitbudget.allocation.moves import Reached, Tie, first_of
 from bitbudget.allocation.multipliers import Relaxed, relax
 from bitbudget.allocation.problem import Problem, sorted_problem
-from bitbudget.allocation.sweep import Sweep, Swept
-from bitbudget.allocation.tree import Core, Tree, core_of
+from bitbudget.allocation.sweep import Sweep
+from bitbudget.allocation.tree import Tree, core_of
 
 LAST_PLANS = 6  # of the relaxation: those near its optimum
-TRIAL_STATES = 1024  # of the first sweep, which is there to find a plan
+TRIAL_SETS = (2**11, 2**15, 2**18)  # of moves in a half of a meeting that is there to find plans
+TRIAL_STATES = 1024  # of a first sweep, which is there to find a plan
 TRIAL_UNITS = 48  # how many units may leave the base plan in it
-SHARE_BEFORE_TREE = 4  # of the states, under several budgets: a wider sweep takes longer than the tree
-FIRST_BRANCHES = 40  # of the tree, before HiGHS is asked for a better plan at its root: a tree below a poor plan never ends
-
-Tie = Callable[[int], int]  # source of a point → what decides between plans of equal loss and costs
+STATES_OF_SEVERAL = 2048  # of a sweep under several budgets: a wider one takes longer than the tree
 
 
 @dataclass(frozen=True)
 class Effort:
     """Limits that count work, never time: the same on every machine.
 
-    states: of a sweep at once; nodes: of HiGHS's tree; branches: nodes of our own tree; 0 leaves HiGHS or the tree out.
-    near: the gap, as a share of the loss, at which several budgets are left as they are; 0 goes on until nothing is open.
+    states: of a sweep at once; nodes: of HiGHS's tree; branches: nodes of our own tree; sets: of moves in each half of a meeting.
+    0 leaves HiGHS, the tree or meetings out.
     """
 
     states: int = 2**15
     nodes: int = 2000
     branches: int = 200
-    near: float = 1e-5
+    sets: int = 2**20
 
 
 @dataclass(frozen=True)
@@ -101,133 +101,98 @@ def greedy(problem: Problem, plans: Iterable[Int64[ndarray, "units"]]) -> Int64[
 
 
 def _closed(lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie) -> Found:
-    """A sweep over few units for a good plan, then one over all, then trees and HiGHS while the gap stays open.
-
-    With one budget the sweep closes nearly all, so where it did not a plan is missing: HiGHS first. With several the tree proves
-    most, but below a poor plan it never ends: where a turn of it did not halve the gap, HiGHS is asked for a plan at its root.
-    """
-    several = lower.problem.dimensions > 1
+    """With one budget a sweep closes nearly all gaps. With several, all plans within the gap are listed where they are few, and a
+    sweep is for those whose costs repeat. What is open goes to a tree, whose nodes are listed; HiGHS may know a better plan."""
     closing = _Closing(lower, best, effort, tie)
-    closing.sweep(min(TRIAL_STATES, effort.states), TRIAL_UNITS)
-    if not closing.complete:
-        closing.sweep(max(effort.states // SHARE_BEFORE_TREE, 1) if several else effort.states)
-    if several:
-        before = 2 * closing.gap
-        while closing.gap <= before // 2 and closing.growing.nodes < effort.branches and closing.is_open:
-            before = closing.gap
-            closing.grow(FIRST_BRANCHES)
-        closing.propose(min(1, effort.nodes), max(effort.states // SHARE_BEFORE_TREE, 1))
+    if lower.problem.dimensions > 1:
+        closing.meet()
+        closing.sweep(STATES_OF_SEVERAL)
     else:
-        closing.propose(effort.nodes, effort.states)
-    closing.grow(effort.branches)
-    if several:
-        closing.propose(effort.nodes, effort.states)
+        closing.sweep(TRIAL_STATES, TRIAL_UNITS)
+        closing.sweep(effort.states)
+        closing.meet()
+    closing.grow()
+    closing.propose()
     return closing.found()
 
 
 class _Closing:
-    """The best plan so far and the bound reached so far, and the methods that bring them together; none does anything where the
-    gap is closed or, under several budgets, near."""
+    """The best plan so far and the bound reached so far, and the methods that bring them together."""
 
     def __init__(self, lower: Bound, best: Int64[ndarray, "units"], effort: Effort, tie: Tie) -> None:
         self.lower = lower
+        self.problem = lower.problem
         self.best = best
         self.effort = effort
         self.tie = tie
-        self.reached = lower.value
+        self.bound = lower.value
         self.complete = False
         self.states = 0
         self.asked = False
-        self.growing = _Growing(lower, tie)
+        self.nodes = 0
 
     @property
-    def gap(self) -> int:
-        return self.lower.problem.value(self.best) - self.reached
+    def value(self) -> int:
+        return self.problem.value(self.best)
 
     @property
     def is_open(self) -> bool:
-        near = self.effort.near if self.lower.problem.dimensions > 1 else 0.0
-        return self.gap > 0 and self.gap > near * self.lower.problem.value(self.best)
+        return self.bound < self.value
+
+    def _take(self, reached: Reached) -> None:
+        """A search's bound, and its plan where it met one that is as good."""
+        self.bound = max(self.bound, reached.bound)
+        self.complete, self.states = reached.complete, reached.states
+        if reached.rows is not None:
+            assert self.problem.feasible(reached.rows), "totals are integers: what a search counted must hold"
+            self.best = first_of(self.problem, self.tie, self.best, reached.rows)
+
+    def meet(self) -> None:
+        """All sets of moves within the gap, or within as much of it as leaves few enough."""
+        if not self.complete:
+            self._take(Meeting(self.lower, self.value, self.tie).run(self.effort.sets, TRIAL_SETS))
 
     def sweep(self, states: int, units: int | None = None) -> None:
         """Over all open units, or some. Under several budgets one that cannot hold all states ends at once."""
-        problem = self.lower.problem
-        swept = Sweep(self.lower, problem.value(self.best), self.tie, states, units).run(
-            all_or_nothing=units is None and problem.dimensions > 1
-        )
-        self.best = _better(problem, self.best, swept)
-        self.reached = max(self.reached, swept.bound)
-        self.complete, self.states = swept.complete, swept.states
+        if not self.complete:
+            sweep = Sweep(self.lower, self.value, self.tie, min(states, self.effort.states), units)
+            self._take(sweep.run(all_or_nothing=self.problem.dimensions > 1))
 
-    def propose(self, nodes: int, states: int) -> None:
-        """HiGHS's plan where it is better, and a sweep over what it leaves open."""
-        if not self.is_open or nodes <= 0:
+    def grow(self) -> None:
+        """Branch and bound on the open units."""
+        core = core_of(self.lower, self.value) if self.is_open and self.effort.branches > 0 else None
+        if core is None:
             return
-        problem = self.lower.problem
-        proposal = branched(self.lower, problem.value(self.best), nodes)
-        better = greedy(problem, [self.best] if proposal is None else [self.best, proposal])
-        self.best = self.best if better is None else better
-        self.asked = True
-        self.sweep(states)
+        problem = self.problem
+        tree = Tree(
+            problem=core.problem,
+            rows=core.inside(problem, self.best),
+            tie=lambda row: self.tie(int(problem.source[row])),
+            root=self.bound - core.constant,
+            prices=self.lower.multipliers,
+        )
+        tree.run(self.effort.branches)
+        self.best, self.nodes = core.whole(problem, tree.rows), tree.nodes
+        self.bound = max(self.bound, tree.bound + core.constant)
 
-    def grow(self, nodes: int) -> None:
-        """More of the tree, of all its nodes as many as are left of the effort's."""
-        nodes = min(nodes, self.effort.branches - self.growing.nodes)
-        if self.is_open and nodes > 0:
-            self.best = self.growing.grown(self.best, nodes)
-            self.reached = max(self.reached, self.growing.bound)
+    def propose(self) -> None:
+        """HiGHS's plan where it is better, and once more all sets within what it leaves of the gap."""
+        if not self.is_open or self.effort.nodes <= 0:
+            return
+        self.asked = True
+        proposal = branched(self.lower, self.value, self.effort.nodes)
+        better = None if proposal is None else greedy(self.problem, [proposal])
+        if better is not None and self.problem.value(better) < self.value:
+            self.best = better
+            self.meet()
 
     def found(self) -> Found:
-        problem = self.lower.problem
-        value = problem.value(self.best)
-        in_units = np.bincount(problem.unit[self.lower.within(value - self.lower.value)], minlength=problem.units)
+        in_units = np.bincount(
+            self.problem.unit[self.lower.within(self.value - self.lower.value)], minlength=self.problem.units
+        )
         points, units = int(in_units[in_units > 1].sum()), int((in_units > 1).sum())
-        work = Work(points, units, self.states, self.asked, self.growing.nodes)
-        return Found(self.best, value, min(self.reached, value), self.lower.multipliers, work)
-
-
-class _Growing:
-    """Branch and bound on the open units, which goes on where it was left; nodes: looked at so far."""
-
-    def __init__(self, lower: Bound, tie: Tie) -> None:
-        self.lower = lower
-        self.tie = tie
-        self.bound = lower.value
-        self.nodes = 0
-        self._core: Core | None = None
-        self._tree: Tree | None = None
-
-    def grown(self, best: Int64[ndarray, "units"], nodes: int) -> Int64[ndarray, "units"]:
-        """The best plan after so many more nodes."""
-        problem = self.lower.problem
-        value = problem.value(best)
-        if self._core is None or self._tree is None:
-            self._core = core_of(self.lower, value)
-            if self._core is None:
-                return best
-            core = self._core
-            root = self.lower.value - core.constant
-            self._tree = Tree(core.problem, value - core.constant, _through(problem, self.tie), root)
-        core, tree = self._core, self._tree
-        tree.know(value - core.constant)
-        tree.run(tree.nodes + nodes)
-        self.bound, self.nodes = tree.bound + core.constant, tree.nodes
-        if tree.rows is not None and tree.best + core.constant < value:
-            return core.whole(problem, tree.rows)
-        return best
-
-
-def _through(problem: Problem, tie: Tie) -> Tie:
-    """A tie for points whose source is a row of the problem."""
-    return lambda row: tie(int(problem.source[row]))
-
-
-def _better(problem: Problem, best: Int64[ndarray, "units"], swept: Swept) -> Int64[ndarray, "units"]:
-    """The sweep's plan where it met one: it is at least as good, and the first among equals."""
-    if swept.rows is None:
-        return best
-    assert problem.feasible(swept.rows), "totals are integers: what the sweep counted must hold"
-    return swept.rows
+        work = Work(points, units, self.states, self.asked, self.nodes)
+        return Found(self.best, self.value, min(self.bound, self.value), self.lower.multipliers, work)
 
 
 def _any_plan(problem: Problem, effort: Effort, tie: Tie) -> Int64[ndarray, "units"] | None:
@@ -247,6 +212,5 @@ def least_cost(problem: Problem, dimension: int, effort: Effort, tie: Tie) -> Fo
         source=np.arange(len(problem.unit)),
     )
     turned = sorted_problem(turned)
-    # A plan within the limit may be the only one: what is merely near it is not enough.
-    found = search(turned, replace(effort, near=0.0), lambda row: tie(int(problem.source[row])))
+    found = search(turned, effort, lambda row: tie(int(problem.source[row])))
     return None if found is None else replace(found, rows=turned.source[found.rows])

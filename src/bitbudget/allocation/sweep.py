@@ -8,7 +8,7 @@ before their turn. Where there are more states than allowed the least promising 
 might have reached: it stays valid, and `complete` says no more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -17,27 +17,15 @@ from numpy import ndarray
 
 from bitbudget.allocation.bound import Bound
 from bitbudget.allocation.completion import Completion
+from bitbudget.allocation.moves import Moves, Reached, Tie, moved, open_moves
 from bitbudget.allocation.problem import Problem
 from bitbudget.allocation.states import best_states
 
 
 @dataclass(frozen=True)
-class Swept:
-    """rows: the best plan met, None if no better or equal one exists; bound: no plan lies below it; states: most at once."""
-
-    rows: Int64[ndarray, "units"] | None
-    value: int
-    bound: int
-    states: int
-
-    @property
-    def complete(self) -> bool:
-        return self.bound >= self.value
-
-
-@dataclass(frozen=True)
 class _States:
-    """Sets of moves away from the base plan: their costs, loss and tie relative to it, and sums of reduced costs."""
+    """Sets of moves: their costs, loss and tie relative to the base plan, and sums of reduced costs; parent: the set among those
+    before the last unit's turn that it came from; move: what that unit added, -1 if nothing."""
 
     cost: Int64[ndarray, "states dimensions"]
     loss: Int64[ndarray, "states"]
@@ -46,74 +34,80 @@ class _States:
     parent: Int64[ndarray, "states"]
     move: Int64[ndarray, "states"]
 
+    @classmethod
+    def empty(cls, dimensions: int) -> "_States":
+        """The set of no moves."""
+        zeros = np.zeros(1, np.int64)
+        return cls(np.zeros((1, dimensions), np.int64), zeros, zeros, zeros, zeros, zeros - 1)
+
     def take(self, rows: Int64[ndarray, "rows"] | Bool[ndarray, "states"]) -> "_States":
         return _States(
             self.cost[rows], self.loss[rows], self.above[rows], self.tie[rows], self.parent[rows], self.move[rows]
         )
+
+    def spread(self, moves: Moves, ties: Int64[ndarray, "moves"], own: range, gap: int) -> "_States":
+        """Every set without a move of one unit, and with each of its moves by which reduced costs stay within the gap."""
+        count = len(self.loss)
+        parts = [_States(self.cost, self.loss, self.above, self.tie, np.arange(count), np.full(count, -1))]
+        for move in own:
+            near = np.flatnonzero(self.above <= gap - moves.above[move])
+            parts.append(
+                _States(
+                    cost=self.cost[near] + moves.cost[move],
+                    loss=self.loss[near] + moves.loss[move],
+                    above=self.above[near] + moves.above[move],
+                    tie=self.tie[near] + ties[move],
+                    parent=near,
+                    move=np.full(len(near), move),
+                )
+            )
+        names = [entry.name for entry in fields(_States)]
+        return _States(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 class Sweep:
     """One sweep over a problem; `best` is the loss of a plan already known, `units` how many may leave the base plan: with
     fewer than are open the sweep looks for plans and proves nothing."""
 
-    def __init__(
-        self, bound: Bound, best: int, tie: Callable[[int], int], state_limit: int, units: int | None = None
-    ) -> None:
+    def __init__(self, bound: Bound, best: int, tie: Tie, state_limit: int, units: int | None = None) -> None:
         self.problem: Problem = bound.problem
         self.bound = bound
         self.best = best
         self.state_limit = state_limit
         self.left = self.problem.limit - self.problem.cost[bound.base].sum(axis=0)
         self.base_loss = self.problem.value(bound.base)
-        self.dropped: int | None = None
+        self.moves, whole = open_moves(bound, best - bound.value, units)
+        self.dropped: int | None = None if whole else bound.value
         self.most = 1
-        self._find_moves(tie, units)
+        moves = self.moves
+        self.tie = self._ties(tie)
+        self.completion = Completion(moves.above, moves.cost, moves.starts, bound.multipliers)
+        self.fall = self._fall()
 
-    def _find_moves(self, tie: Callable[[int], int], units: int | None) -> None:
-        """The moves that the gap leaves open, grouped by unit, and how far the later ones reach."""
-        rows = np.flatnonzero(self.bound.within(self.best - self.bound.value))
-        base = self.bound.base[self.problem.unit[rows]]
-        rows, base = rows[rows != base], base[rows != base]
-        above = self.bound.reduced(rows)
-        unit = self.problem.unit[rows]
-        nearest = np.full(self.problem.units, np.iinfo(np.int64).max)
-        np.minimum.at(nearest, unit, above)
-        order = np.lexsort((above, unit, nearest[unit]))
-        starts = np.flatnonzero(np.diff(unit[order], prepend=-1))
-        if units is not None and len(starts) > units:
-            order, self.dropped = order[: starts[units]], self.bound.value
-        self.rows, base, self.above = rows[order], base[order], above[order]
-        self.cost = self.problem.cost[self.rows] - self.problem.cost[base]
-        self.loss = self.problem.objective[self.rows] - self.problem.objective[base]
-        source = self.problem.source
-        ties = {int(row): tie(int(source[row])) for row in np.union1d(self.rows, base)}
-        self.tie = np.array(
-            [ties[int(row)] - ties[int(was)] for row, was in zip(self.rows, base, strict=True)], np.int64
-        )
-        unit = self.problem.unit[self.rows]
-        self.starts = np.flatnonzero(np.diff(unit, prepend=-1)) if len(unit) else np.zeros(0, np.int64)
-        # What the moves of a unit and of all later units can at most take from a cost.
-        self.completion = Completion(self.above, self.cost, self.starts, self.bound.multipliers)
-        self.fall = self._reach(np.minimum(self.cost, 0), np.minimum)
+    def _ties(self, tie: Tie) -> Int64[ndarray, "moves"]:
+        """What every move adds to what decides between plans of equal loss and costs."""
+        ours, base = self.problem.source[self.moves.rows].tolist(), self.problem.source[self.moves.base].tolist()
+        ties = {source: tie(source) for source in {*ours, *base}}
+        return np.array([ties[one] - ties[other] for one, other in zip(ours, base, strict=True)], dtype=np.int64)
 
-    def _reach(self, change: Int64[ndarray, "moves dimensions"], most: np.ufunc) -> Int64[ndarray, "stages dimensions"]:
-        if not len(self.starts):
-            return np.zeros((1, self.problem.dimensions), np.int64)
-        steps = most.reduceat(change, self.starts, axis=0)
-        total = np.cumsum(steps[::-1], axis=0)[::-1]
-        return np.concatenate([total, np.zeros((1, self.problem.dimensions), np.int64)])
+    def _fall(self) -> Int64[ndarray, "stages dimensions"]:
+        """What the moves of a unit and of all later units can at most take from a cost."""
+        none = np.zeros((1, self.problem.dimensions), np.int64)
+        if not len(self.moves.starts):
+            return none
+        steps = np.minimum.reduceat(np.minimum(self.moves.cost, 0), self.moves.starts, axis=0)
+        return np.concatenate([np.cumsum(steps[::-1], axis=0)[::-1], none])
 
-    def run(self, all_or_nothing: bool = False) -> Swept:
+    def run(self, all_or_nothing: bool = False) -> Reached:
         """Sweep over all open units; `all_or_nothing` ends where a state is dropped, since the rest would prove nothing."""
-        zeros = np.zeros(1, np.int64)
-        states = _States(np.zeros((1, self.problem.dimensions), np.int64), zeros, zeros, zeros, zeros, zeros - 1)
+        states = _States.empty(self.problem.dimensions)
         history = [states]
         leader = self._leader(states, 0, None)
-        for stage, start in enumerate(self.starts.tolist()):
-            stop = int(self.starts[stage + 1]) if stage + 1 < len(self.starts) else len(self.rows)
-            if self.bound.value + self.above[start] > self.best:
+        for stage in range(len(self.moves.starts)):
+            own = self.moves.own(stage)
+            if self.bound.value + self.moves.above[own.start] > self.best:
                 break  # units come by their smallest reduced cost: all later ones are out as well
-            states = self._pruned(self._moved(states, start, stop), stage + 1)
+            states = self._pruned(states.spread(self.moves, self.tie, own, self.best - self.bound.value), stage + 1)
             if not len(states.loss):
                 break
             if all_or_nothing and self.dropped is not None:
@@ -123,26 +117,9 @@ class Sweep:
             self.most = max(self.most, len(states.loss))
             leader = self._leader(states, stage + 1, leader)
         reached = self.best if self.dropped is None else min(self.best, self.dropped)
-        return Swept(self._plan(history, leader), self.best, max(reached, self.bound.value), self.most)
-
-    def _moved(self, states: _States, start: int, stop: int) -> _States:
-        """Every state without a move of this unit and with each of its moves that the bound allows."""
-        count = len(states.loss)
-        whole = _States(states.cost, states.loss, states.above, states.tie, np.arange(count), np.full(count, -1))
-        parts = [whole]
-        for move in range(start, stop):
-            near = np.flatnonzero(states.above <= self.best - self.bound.value - self.above[move])
-            parts.append(
-                _States(
-                    cost=states.cost[near] + self.cost[move],
-                    loss=states.loss[near] + self.loss[move],
-                    above=states.above[near] + self.above[move],
-                    tie=states.tie[near] + self.tie[move],
-                    parent=near,
-                    move=np.full(len(near), move),
-                )
-            )
-        return _joined(parts)
+        rows = None if leader is None else self._plan(history[: leader[1] + 1], leader[2])
+        complete = self.dropped is None or self.dropped > self.best
+        return Reached(rows, self.best, max(reached, self.bound.value), complete, self.most)
 
     def _pruned(self, states: _States, stage: int) -> _States:
         """Without states that cannot end within the limits, beat the best plan, or beat another state."""
@@ -179,26 +156,19 @@ class Sweep:
         self.best = int(states.loss[first]) + self.base_loss
         return key, stage, first
 
-    def _plan(
-        self, history: list[_States], leader: tuple[tuple[int, ...], int, int] | None
-    ) -> Int64[ndarray, "units"] | None:
-        """The leader's moves, traced back to the base plan."""
-        if leader is None:
-            return None
-        rows = self.bound.base.copy()
-        _, stage, state = leader
-        for states in reversed(history[: stage + 1]):
-            move, parent = int(states.move[state]), int(states.parent[state])
-            if move >= 0:
-                row = self.rows[move]
-                rows[self.problem.unit[row]] = row
-            state = parent
-        return rows
+    def _plan(self, history: list[_States], state: int) -> Int64[ndarray, "units"]:
+        """The base plan with the moves of a state of the last stage."""
+        return moved(self.problem, self.bound.base, self.moves.rows[_traced(history, state)])
 
 
-def _joined(parts: Sequence[_States]) -> _States:
-    names = [entry.name for entry in fields(_States)]
-    return _States(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+def _traced(history: Sequence[_States], state: int) -> list[int]:
+    """The moves of a set of the last stage of a history."""
+    moves = []
+    for states in reversed(history):
+        move, state = int(states.move[state]), int(states.parent[state])
+        if move >= 0:
+            moves.append(move)
+    return moves
 
 
 def _by_cost(states: _States) -> Int64[ndarray, "states"]:

@@ -5,7 +5,6 @@ mixed unit says where to split: the cheaper half of that unit's points, or the c
 points are left a sweep finishes the node exactly. Nodes with the least bound come first, and they are counted, not timed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -16,14 +15,12 @@ from numpy import ndarray
 from bitbudget.allocation.bound import Bound, bound
 from bitbudget.allocation.fill import filled, repaired
 from bitbudget.allocation.highs import silent
+from bitbudget.allocation.meeting import Meeting
+from bitbudget.allocation.moves import Tie, first_of
 from bitbudget.allocation.multipliers import shortened
 from bitbudget.allocation.problem import Problem
-from bitbudget.allocation.sweep import Sweep
 
-SWEPT_POINTS = 64  # open points up to which a node is handed to a sweep
-SWEPT_STATES = 1024
-
-Tie = Callable[[int], int]
+NODE_SETS = 2**16  # of moves in each half of a node's meeting
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,11 @@ class Core:
     problem: Problem
     plan: Int64[ndarray, "units"]
     constant: int
+
+    def inside(self, whole: Problem, plan: Int64[ndarray, "units"]) -> Int64[ndarray, "open"]:
+        """A plan of the whole problem, as good as the best known one, as rows of the core."""
+        opened = whole.unit[self.problem.source[self.problem.first]]
+        return np.searchsorted(self.problem.source, plan[opened])
 
     def whole(self, whole: Problem, rows: Int64[ndarray, "open"]) -> Int64[ndarray, "units"]:
         """A plan of the core as one of the whole problem."""
@@ -65,31 +67,32 @@ def core_of(lower: Bound, best: int) -> Core | None:
 
 
 class Tree:
-    """Branch and bound over a core; `best` is the loss of a plan of the core that is already known, `root` a bound."""
+    """Branch and bound over a core. rows: the best plan so far, at first one that is known.
 
-    def __init__(self, problem: Problem, best: int, tie: Tie, root: int) -> None:
+    root: a bound; prices: the multipliers of the limits there.
+    """
+
+    def __init__(
+        self, problem: Problem, rows: Int64[ndarray, "units"], tie: Tie, root: int, prices: tuple[float, ...]
+    ) -> None:
         self.problem = problem
-        self.best = best
-        self.rows: Int64[ndarray, "units"] | None = None
+        self.rows = rows
+        self.best = problem.value(rows)
         self.tie = tie
         self.nodes = 0
         self.pushed = 0
-        self.open: list[tuple[int, int, Bool[ndarray, "points"]]] = [(root, 0, np.ones(len(problem.unit), dtype=bool))]
-        self.relaxation = _Relaxation(problem, max(best - root, 1))
+        self.root = root
+        self.open: list[tuple[int, int, Bool[ndarray, "points"]]] = [(-1, 0, np.ones(len(problem.unit), dtype=bool))]
+        self.relaxation = _Relaxation(problem, max(self.best - root, 1), prices)
 
     @property
     def bound(self) -> int:
         """No plan of the core lies below it."""
-        return min(self.best, self.open[0][0]) if self.open else self.best
-
-    def know(self, value: int) -> None:
-        """Somebody met a plan of the core with this loss."""
-        if value < self.best:
-            self.best, self.rows = value, None
+        return min(self.best, max(self.root, self.open[0][0])) if self.open else self.best
 
     def run(self, nodes: int) -> None:
-        """Look at nodes until none is below the best plan or so many were looked at in all."""
-        while self.open and self.nodes < nodes and self.open[0][0] < self.best:
+        """Look at nodes until none could hold a plan as good as the best or so many were looked at."""
+        while self.open and self.nodes < nodes and self.open[0][0] <= self.best:
             floor, _, allowed = heappop(self.open)
             self.nodes += 1
             self._look_at(floor, allowed)
@@ -99,16 +102,19 @@ class Tree:
         shares, multipliers = self.relaxation.solve(allowed)
         node = self.problem.subset(allowed)
         lower = bound(node, multipliers)
-        floor = max(floor, lower.value)
-        if floor > self.best:
+        if lower.value > self.best:
             return
         rows = np.flatnonzero(allowed)
         self._propose(node, rows, shares[rows])
         kept = lower.within(self.best - lower.value)
         if len(np.unique(node.unit[kept])) < self.problem.units:
             return  # a unit without a point that could belong to a plan as good as the best
-        if int(kept.sum()) - self.problem.units <= SWEPT_POINTS and self._swept(lower, rows):
+        met = Meeting(lower, self.best, self.tie).run(NODE_SETS, (2**11,))
+        if met.rows is not None:
+            self._keep(rows[met.rows])
+        if met.complete:
             return
+        floor = max(floor, met.bound)
         for half in _halves(self.problem, rows[kept], shares):
             self.pushed += 1
             heappush(self.open, (floor, self.pushed, half))
@@ -117,19 +123,11 @@ class Tree:
         """Take every unit's largest share, repair, fill."""
         plan = repaired(node, node.best_of_units(-shares))
         if plan is not None:
-            plan = filled(node, plan)
-            self._keep(rows[plan], node.value(plan))
+            self._keep(rows[filled(node, plan)])
 
-    def _swept(self, lower: Bound, rows: Int64[ndarray, "points"]) -> bool:
-        """Whether a sweep found all that a node holds."""
-        swept = Sweep(lower, self.best, self.tie, SWEPT_STATES).run(all_or_nothing=True)
-        if swept.rows is not None:
-            self._keep(rows[swept.rows], swept.value)
-        return swept.complete
-
-    def _keep(self, plan: Int64[ndarray, "units"], value: int) -> None:
-        if value < self.best or (self.rows is None and value == self.best):
-            self.best, self.rows = value, plan
+    def _keep(self, plan: Int64[ndarray, "units"]) -> None:
+        self.rows = first_of(self.problem, self.tie, self.rows, plan)
+        self.best = self.problem.value(self.rows)
 
 
 def _halves(
@@ -165,9 +163,9 @@ class _Relaxation:
     """The linear program of a core in which units may mix points, and limits may be exceeded at a steep price, so that every
     node has an answer and its multipliers a finite bound."""
 
-    STEEP = 1e3  # gaps for exceeding a limit by the widest span of a cost
+    STEEP = 1e3  # for exceeding a limit by the widest span of a cost: gaps, and multiples of its price at the root
 
-    def __init__(self, problem: Problem, gap: int) -> None:
+    def __init__(self, problem: Problem, gap: int, prices: tuple[float, ...]) -> None:
         from scipy.sparse import csc_array, csr_array, hstack  # type: ignore[import-untyped]
 
         self.problem = problem
@@ -175,9 +173,8 @@ class _Relaxation:
         base = problem.first[problem.unit]
         self.gap = float(gap)
         self.span = np.maximum(problem.cost.max(axis=0) - problem.cost.min(axis=0), 1).astype(np.float64)
-        self.loss = np.concatenate(
-            [(problem.objective - problem.objective[base]) / self.gap, np.full(dimensions, self.STEEP)]
-        )
+        steep = self.STEEP * (1.0 + np.array(prices) * self.span / self.gap)
+        self.loss = np.concatenate([(problem.objective - problem.objective[base]) / self.gap, steep])
         cost = (problem.cost - problem.cost[base]) / self.span
         self.above = hstack([csr_array(cost.T), csr_array(-np.eye(dimensions))]).tocsc()
         self.left = (problem.limit - problem.cost[problem.first].sum(axis=0)) / self.span
