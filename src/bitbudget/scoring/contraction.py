@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitbudget.threads import mapped
 
-TILE_WEIGHTS = 2**22  # errors of all choices and gradients of all sequences that a thread has in memory at a time: 16 MiB of fp32
+TILE_WEIGHTS = 2**21  # errors of all choices and gradients of all sequences that a thread has in memory at a time: 8 MiB of fp32
 
 
 @runtime_checkable
