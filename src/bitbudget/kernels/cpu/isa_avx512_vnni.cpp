@@ -19,7 +19,7 @@ using Sums16 = __m512i;
 #endif
 
 struct Avx512Vnni {
-  static constexpr int kTiles = 4, kStreams = 6, kClassSums = 16, kWalk = 8;
+  static constexpr int kTiles = 4, kStreams = 6, kClassSums = 16, kWalk = 4;
   static constexpr bool kWholeBytes = true;
 
   using Codes = __m512i;
@@ -28,6 +28,7 @@ struct Avx512Vnni {
   using Floats = __m512;
 
   static BITBUDGET_INLINE Codes load(const std::uint8_t* at) { return _mm512_load_si512(at); }
+  static BITBUDGET_INLINE void fetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
   static BITBUDGET_INLINE void store(std::uint8_t* at, Codes codes) { _mm512_store_si512(at, codes); }
   static BITBUDGET_INLINE __m512i splat_byte(int byte) { return _mm512_set1_epi8(static_cast<char>(byte)); }
   template <int kMask>

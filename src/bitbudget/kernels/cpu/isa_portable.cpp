@@ -22,6 +22,8 @@ struct Portable {
     float row[kTileRows];
   };
 
+  static void fetch(const void*) {}
+
   template <class Result, class Make>
   static Result each(Make&& make) {
     Result result;

@@ -1,6 +1,7 @@
 // The product, once for all instruction sets. `V` (isa_*.cpp) has registers of codes, sums, and floats for the 16 rows of a tile:
 //
 //   Codes   64 unsigned bytes: 16 rows × 4 columns      load store mask<m> right<s> select<m>(a, b): bits of m from a, others from b
+//           fetch: into the cache, from an address that may lie beyond the weights
 //   Values  4 int8 of x, for every row                  broadcast
 //   Sums    16 int32                                    dot<largest code>(sums, codes, values)  plus  right_sums<s>
 //   Floats  16 fp32                                     of sums, from memory (fp32, fp16, bf16), splat, times, add_product, minus_product
@@ -16,6 +17,7 @@
 
 namespace bitbudget {
 
+static constexpr std::int64_t kAhead = 2048;             // bytes that a stream of codes is fetched ahead of its use
 static constexpr int kNarrow = 4;                        // up to so many streams are multiplied while codes are in registers
 static constexpr std::int64_t kCachedInputs = 768 << 10;  // bytes of inputs that are meant to stay in the second-level cache
 
@@ -76,7 +78,10 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
   });
   do {
     typename V::Codes line[kBits];
-    unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA { line[i] = V::load(cell + i * kLineBytes); });
+    unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA {
+      line[i] = V::load(cell + i * kLineBytes);
+      V::fetch(cell + i * kLineBytes + kAhead);
+    });
     unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
       constexpr int kQuad = decltype(quad)::value, kClass = kInPlace ? class_of(kBits, kQuad) : 0;
       const auto codes = kInPlace ? code_in_place<V, kBits, kQuad>(line) : code<V, kBits, kQuad>(line);
@@ -220,6 +225,7 @@ static void multiply_panel(const Product& product, std::int64_t tile, std::int64
       const std::int64_t at = smaller(tile + t, layout.tiles - 1);
       const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
       lines[t] = cell;
+      for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + layout.cell_bytes + byte);
       if constexpr (kBits != 8) {
         std::uint8_t* codes = scratch.codes + t * layout.groups.padded * kTileRows;
         unpack_codes<V, kBits>(cell, layout.blocks, codes);
