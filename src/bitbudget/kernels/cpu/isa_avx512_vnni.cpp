@@ -72,6 +72,9 @@ struct Avx512Vnni {
   static BITBUDGET_INLINE Floats load_bf16(const void* at) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(at)), 16));
   }
+  static BITBUDGET_INLINE Floats gather(const float* x, const void* columns) {
+    return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(load_halves(columns)), x, 4);
+  }
   static BITBUDGET_INLINE void store_fp32(void* at, Floats a) { _mm512_store_ps(at, a); }
 };
 
