@@ -8,7 +8,7 @@ import pytest
 from bitbudget.cli import app
 from bitbudget.report.failures import EXIT_CODES
 
-COMMANDS = ("forecast", "verify", "evaluate", "inspect", "run", "demo", "solve", "diff", "plan", "quantize")
+COMMANDS = ("bench", "forecast", "verify", "evaluate", "inspect", "run", "demo", "solve", "diff", "plan", "quantize")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def test_help_names_every_exit_code(invoke, command: str) -> None:
 def test_every_command_has_json_and_debug(invoke, command: str) -> None:
     help_text = invoke(command, "--help").stdout
     assert "--json" in help_text and "--debug" in help_text
-    assert ("--device" in help_text) is (command not in ("inspect", "solve", "diff"))
+    assert ("--device" in help_text) is (command not in ("bench", "inspect", "solve", "diff"))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"], ["--version"]])

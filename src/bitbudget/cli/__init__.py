@@ -4,6 +4,7 @@ The work is done in `pipeline` and `allocation`, the text made in `report`. What
 that `--help` answers at once.
 """
 
+from bitbudget.cli import benching as benching  # defines its command
 from bitbudget.cli import checkpoints as checkpoints  # defines its commands
 from bitbudget.cli import plans as plans  # likewise
 from bitbudget.cli import quantizing as quantizing  # likewise

@@ -7,7 +7,6 @@ import typer
 
 from bitbudget.cli import options
 from bitbudget.cli.app import app
-from bitbudget.errors import InputError
 from bitbudget.pipeline.record import read_record
 from bitbudget.report.checkpoint import show_inspection
 from bitbudget.report.demo import show_demo
@@ -78,7 +77,7 @@ def verify(  # noqa: PLR0913 -- one parameter an option
     tensors and the KL divergence from it.
     """
     with session(as_json, debug) as running:
-        _require_folder(folder)
+        options.require_folder(folder)
         running.load()
         from bitbudget.pipeline import api
 
@@ -176,12 +175,11 @@ def run(  # noqa: PLR0913 -- one parameter an option
 ) -> None:
     """Let a checkpoint continue a prompt.
 
-    The prompt goes through the model's chat template if it has one. Tokens are printed as they come; counts, speed and
-    memory, promised and measured, go to stderr.
+    Through the model's chat template if it has one. Counts, speed and memory, promised and measured, go to stderr.
     """
     with session(as_json, debug) as running:
-        _require_folder(folder)
-        running.load()
+        options.require_folder(folder)
+        running.load(kernels=True)
         from bitbudget.integrations.loading import load
         from bitbudget.pipeline.generate import Sampling
         from bitbudget.pipeline.run import Runnable
@@ -230,7 +228,3 @@ def _plotted(directory: Path, folder: Path, record: dict[str, Any]) -> list[Path
     title = f"{record['source']['name']}, {record['output']['settings']['method']}"
     return save_plots(directory, record["output"]["layers"], read_plan(folder), record.get("guard"), title)
 
-
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}. This command takes one that `bitbudget quantize` wrote.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bitbudget.data import DEMO_NAME
+from bitbudget.errors import InputError
 from bitbudget.report.failures import EXIT_CODES
 from bitbudget.report.sizes import parse_size
 
@@ -140,3 +141,9 @@ ShardSize = Annotated[
     int, typer.Option(metavar="SIZE", parser=_size, help="Largest weight file.", show_default="5GB")
 ]
 Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")]
+
+
+def require_folder(folder: Path) -> None:
+    """Raise InputError where there is no folder of that name."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}. This command takes one that `bitbudget quantize` wrote.")

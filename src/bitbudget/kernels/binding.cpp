@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -39,11 +40,21 @@ int threads_of(int number) {
   return number;
 }
 
+constexpr int kIsas = static_cast<int>(Isa::neon_i8mm) + 1;
+
+// Asked once: in a virtual machine every question to the processor costs as much as a small product.
+bool supported(int isa) {
+  static const std::array<bool, kIsas> known = [] {
+    std::array<bool, kIsas> found{};
+    for (int number = 0; number < kIsas; ++number) found[static_cast<std::size_t>(number)] = bitbudget::supported(static_cast<Isa>(number));
+    return found;
+  }();
+  return isa >= 0 && isa < kIsas && known[static_cast<std::size_t>(isa)];
+}
+
 Isa isa_of(int number) {
-  require(number >= 0 && number <= static_cast<int>(Isa::neon_i8mm), "no such instruction set");
-  const Isa isa = static_cast<Isa>(number);
-  require(bitbudget::supported(isa), "this machine does not have that instruction set");
-  return isa;
+  require(supported(number), "this machine does not have that instruction set");
+  return static_cast<Isa>(number);
 }
 
 Activations activations_of(int number) {
@@ -87,8 +98,6 @@ std::size_t strided(std::int64_t n, std::int64_t stride, std::int64_t columns) {
           "rows overlap or there are too many");
   return n == 0 ? 0 : sizeof(float) * static_cast<std::size_t>((n - 1) * stride + columns);
 }
-
-bool supported(int isa) { return isa >= 0 && isa <= static_cast<int>(Isa::neon_i8mm) && bitbudget::supported(static_cast<Isa>(isa)); }
 
 bool valid(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters) {
   const Shape shape{rows, columns, group, bits, parameters_of(parameters)};
@@ -296,6 +305,26 @@ void add_outliers(std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::in
                             reinterpret_cast<const float*>(values), rows, places, result, out, threads_of(threads));
 }
 
+// Reads all of an array, each thread eight parts of it at once (one stream alone waits for memory), and returns something of it.
+std::uint64_t read_array(std::uintptr_t address, std::size_t bytes, int threads) {
+  constexpr std::int64_t kStreams = 8, kLine = 8;
+  const auto* words = at<std::uint64_t>(address, bytes, bytes, "no array");
+  const auto count = static_cast<std::int64_t>(bytes / sizeof(std::uint64_t));
+  const std::int64_t chunks = kStreams * threads_of(threads) * 16, length = count / chunks / kLine * kLine;
+  std::uint64_t seen = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : seen)
+  for (std::int64_t first = 0; first < chunks; first += kStreams) {
+    const std::uint64_t* from = words + first * length;
+    std::uint64_t lines[kLine] = {};
+    for (std::int64_t word = 0; word < length; word += kLine)
+      for (std::int64_t stream = 0; stream < kStreams; ++stream)
+        for (std::int64_t i = 0; i < kLine; ++i) lines[i] |= from[stream * length + word + i];
+    for (std::uint64_t line : lines) seen |= line;
+  }
+  for (std::int64_t word = chunks * length; word < count; ++word) seen |= words[word];
+  return seen;
+}
+
 // Lets the system take back the whole pages of a file that is mapped privately and was never written to; they are read again from
 // the file where somebody asks for them.
 void forget_pages(std::uintptr_t address, std::size_t bytes) {
@@ -327,5 +356,6 @@ NB_MODULE(_cpu, module) {
   module.def("quantize_inputs", &quantize_inputs, Released());
   module.def("matmul", &matmul, Released());
   module.def("add_outliers", &add_outliers, Released());
+  module.def("read", &read_array, Released());
   module.def("forget_pages", &forget_pages);
 }

@@ -9,6 +9,8 @@ import torch
 
 ISAS = ("portable", "avx2", "avx2_vnni", "avx512_vnni", "neon_dotprod", "neon_i8mm")  # numbered as in cpu/kernels.h
 
+MODULE = "bitbudget.kernels._cpu"
+
 
 @functools.cache
 def extension() -> ModuleType | None:
@@ -17,17 +19,25 @@ def extension() -> ModuleType | None:
     The module names no OpenMP library. On Linux its threads are those of the one that torch has loaded, and made known to
     the whole process, when torch was imported.
     """
-    assert torch.get_num_threads() >= 1
+    reason = why_missing()
+    if reason is None:
+        return importlib.import_module(MODULE)
+    warnings.warn(reason, RuntimeWarning, stacklevel=2)
+    return None
+
+
+@functools.cache
+def why_missing() -> str | None:
+    """What to tell a user of a package without compiled kernels; None where they are there."""
+    assert torch.get_num_threads() >= 1  # torch has to be loaded before the module
     try:
-        return importlib.import_module("bitbudget.kernels._cpu")
+        importlib.import_module(MODULE)
     except ImportError as error:
-        warnings.warn(
-            f"bitbudget runs on its reference kernels, which are correct and slow: its CPU kernels cannot be loaded "
-            f"({error}). They are compiled when the package is installed; install a C++17 compiler, then bitbudget again.",
-            RuntimeWarning,
-            stacklevel=2,
+        return (
+            f"bitbudget runs on its reference kernels, which are correct and slow: its CPU kernels cannot be loaded ({error}). "
+            "They are compiled when the package is installed; install a C++17 compiler, then bitbudget again."
         )
-        return None
+    return None
 
 
 def compiled() -> ModuleType:

@@ -34,13 +34,14 @@ class QuantizedInputs:
     @classmethod
     def of(cls, x: Tensor, format: InputFormat) -> "QuantizedInputs":
         """x: [n, columns] as `rows_of` gives them."""
-        isa, columns, group = format.isa, format.columns, format.group
-        data = empty_bytes(compiled().inputs_size(isa, len(x), columns, group, format.activations))
-        compiled().quantize_inputs(
-            isa, x.data_ptr(), extent(x), len(x), x.stride(0), columns, group, format.activations, data.data_ptr(),
+        isa, columns, group, count = format.isa, format.columns, format.group, x.shape[0]
+        module = compiled()
+        data = empty_bytes(module.inputs_size(isa, count, columns, group, format.activations))
+        module.quantize_inputs(
+            isa, x.data_ptr(), extent(x), count, x.stride(0), columns, group, format.activations, data.data_ptr(),
             data.nbytes, torch.get_num_threads(),
         )  # fmt: skip
-        return cls(format, len(x), data)
+        return cls(format, count, data)
 
 
 class SharedInputs:
@@ -81,4 +82,5 @@ def rows_of(x: Tensor) -> Tensor:
 
 def extent(rows: Tensor) -> int:
     """Bytes from the first to the last element of rows."""
-    return 0 if rows.numel() == 0 else rows.element_size() * ((len(rows) - 1) * rows.stride(0) + rows.shape[1])
+    count, columns = rows.shape
+    return rows.element_size() * ((count - 1) * rows.stride(0) + columns) if count else 0

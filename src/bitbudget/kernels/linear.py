@@ -52,6 +52,11 @@ class QuantModule(nn.Module):
             self._modules[group].register_buffer(name, empty)  # type: ignore[union-attr]
         self.add_module("packed", None)
 
+    @property
+    def kernels(self) -> str:
+        """Which of `KERNELS` multiply."""
+        return "reference" if self.packed is None else ACTIVATIONS[self.activations]
+
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors, named relative to the layer: the buffers, or made again from the packed weight."""
         if self.packed is not None:
@@ -229,7 +234,7 @@ def use_kernels(model: nn.Module, kernels: str | None = None, isa: str | None = 
         InputError: no such kernels or instruction set.
     """
     kernels = chosen_kernels(kernels)
-    modules = dict(_multiplying(model))
+    modules = dict(multiplying(model))
     if kernels == "reference":
         for module in modules.values():
             module.unpack()
@@ -252,7 +257,7 @@ def chosen_kernels(kernels: str | None = None) -> str:
     return chosen
 
 
-def _multiplying(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
+def multiplying(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
     """Linears, and embeddings that a head multiplies with. An embedding of its own is only looked up, where it was read."""
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear):

@@ -1,7 +1,7 @@
 """The operator `torch.ops.bitbudget.packed_linear`, by which `torch.compile` and `torch.export` see the CPU kernels.
 
 Without a graph, modules call the kernels directly and share quantized inputs. Here every call stands alone and trusts
-nothing: whatever tensors it is given, it computes or raises ValueError.
+nothing: whatever tensors it is given, it computes or raises an error.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, InputFormat, Quantized
 from bitbudget.kernels.products import CodeLayout, Destination, add_sparse, is_sparse_matrix, multiply
 
 SCHEMA = (
-    "(Tensor x, Tensor[] packed, int[] layouts, Tensor[] outliers, Tensor[] orders, Tensor? bias, int out_features, "
-    "int isa, int activations) -> Tensor"
+    "(Tensor x, Tensor[] packed, int[] layouts, Tensor[] outliers, Tensor[] orders, Tensor? bias, "
+    "int in_features, int out_features, int isa, int activations) -> Tensor"
 )
 
 
@@ -27,6 +27,7 @@ def packed_linear(  # noqa: PLR0913 -- an operator's arguments are tensors and n
     outliers: Sequence[Tensor],
     orders: Sequence[Tensor],
     bias: Tensor | None,
+    in_features: int,
     out_features: int,
     isa: int,
     activations: int,
@@ -38,9 +39,10 @@ def packed_linear(  # noqa: PLR0913 -- an operator's arguments are tensors and n
     rows, int32, or an empty tensor for the rows' own numbers. bias: fp32 [out]. isa, activations: by number.
 
     Raises:
-        ValueError: tensors that do not fit.
+        ValueError, TypeError: tensors or numbers that do not fit.
     """
     _check(x, packed, layouts, outliers, orders, bias)
+    _require(x.shape[-1] == in_features, f"x has {x.shape[-1]} columns, the weight {in_features}")
     _require(0 <= isa < len(ISAS) and 0 <= activations < len(ACTIVATIONS) and out_features >= 0, "numbers out of range")
     rows, columns = rows_of(x), x.shape[-1]
     y = torch.zeros(len(rows), out_features)
@@ -64,6 +66,7 @@ def _(  # noqa: PLR0913 -- as the operator
     outliers: Sequence[Tensor],
     orders: Sequence[Tensor],
     bias: Tensor | None,
+    in_features: int,
     out_features: int,
     isa: int,
     activations: int,

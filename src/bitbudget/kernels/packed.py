@@ -13,7 +13,7 @@ from bitbudget.grids import BF16, FP16, FP32, Grid
 from bitbudget.grids.codecs import Byte, PackedInt
 from bitbudget.grids.codecs import Float as FloatCodec
 from bitbudget.kernels.extension import ISAS
-from bitbudget.kernels.inputs import InputFormat, SharedInputs, rows_of
+from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, SharedInputs, rows_of
 from bitbudget.kernels.operators import packed_linear
 from bitbudget.kernels.products import (
     CodeLayout,
@@ -48,7 +48,8 @@ class PackedDense(StoredTensors):
         parameters = part.parameters(torch.arange(part.shape[0]))
         scale = parameters.scale.contiguous()
         zero = torch.full_like(scale, grid.fixed_zero) if parameters.zero is None else parameters.zero.contiguous()
-        self.layout = layout_of(part, isa, exact_parameters(scale, zero))
+        layout = self.layout = layout_of(part, isa, exact_parameters(scale, zero))
+        self.formats = [InputFormat(isa, layout.columns, layout.group, number) for number in range(len(ACTIVATIONS))]
         self.register_buffer(
             "packed", pack(self.layout, part.stored["codes"].contiguous(), scale, zero), persistent=False
         )
@@ -118,11 +119,16 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.shape, self.isa, self.shared = weight.shape, ISAS.index(isa), shared
         self.names = weight.names
+        self.parts: list[PackedDense] = []
+        self.residual: PackedOutliers | None = None
         for name, part in zip(weight.names, weight.parts, strict=True):
             assert isinstance(part, DensePart | OutlierPart)
             order = _order(part, weight.output_map.get("rows"))
-            packed = PackedDense(part, self.isa, order) if isinstance(part, DensePart) else PackedOutliers(part, order)
-            self.add_module(name, packed)
+            if isinstance(part, DensePart):
+                self.parts.append(PackedDense(part, self.isa, order))
+                self.add_module(name, self.parts[-1])
+            else:
+                self.residual = PackedOutliers(part, order)
         for group, tensors in (("input_map", weight.input_map), ("output_map", weight.output_map)):
             self.add_module(group, StoredTensors())
             for name, tensor in tensors.items():
@@ -134,26 +140,21 @@ class PackedLinear(nn.Module):
         return sum(tensor.nbytes for tensor in self.buffers())
 
     @property
-    def parts(self) -> list[PackedDense]:
-        return [part for part in self.children() if isinstance(part, PackedDense)]
-
-    @property
-    def residual(self) -> PackedOutliers | None:
-        return next((part for part in self.children() if isinstance(part, PackedOutliers)), None)
+    def addends(self) -> "list[PackedDense | PackedOutliers]":
+        """The parts in the order of the choice."""
+        return [*self.parts, *([] if self.residual is None else [self.residual])]
 
     def tensors(self) -> dict[str, Tensor]:
         """All stored tensors but the bias, named relative to the layer, bit for bit as they were."""
-        parts = [part for part in self.children() if isinstance(part, PackedDense | PackedOutliers)]
-        groups = {name: part.stored() for name, part in zip(self.names, parts, strict=True)}
+        groups = {name: part.stored() for name, part in zip(self.names, self.addends, strict=True)}
         groups |= {name: dict(self.get_submodule(name).named_buffers()) for name in ("input_map", "output_map")}
         return {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
     def dequantize(self, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n in"]:
         """Some rows of the weight, fp32, as `StoredWeight.dequantize` gives them."""
         tile = torch.zeros(len(rows), self.shape[1])
-        for part in self.children():
-            if isinstance(part, PackedDense | PackedOutliers):
-                part.add_to(tile, rows)
+        for part in self.addends:
+            part.add_to(tile, rows)
         return tile
 
     def forward(
@@ -173,10 +174,9 @@ class PackedLinear(nn.Module):
         return y.to(x.dtype)
 
     def _multiplied(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
-        count, columns = x.numel() // self.shape[1], self.shape[1]
-        y = torch.empty(count, self.shape[0])
+        y = torch.empty(x.numel() // self.shape[1], self.shape[0])
         for part in self.parts:
-            inputs = self.shared.get(x, InputFormat(self.isa, columns, part.layout.group, activations))
+            inputs = self.shared.get(x, part.formats[activations])
             own = bias if bias is None or part.order is None else bias[part.order]
             multiply(part.layout, part.packed, inputs, own, Destination(y, part.order))
         sparse = self.residual
@@ -191,9 +191,11 @@ class PackedLinear(nn.Module):
         layouts = [number for of in shapes for number in (of.rows, of.group, of.bits, of.parameters)]
         outliers = [] if sparse is None else [sparse.row_pointers, sparse.columns, sparse.values]
         own = torch.empty(0, dtype=torch.int32)
-        orders = [own if part.order is None else part.order for part in (*parts, *([] if sparse is None else [sparse]))]
+        orders = [own if part.order is None else part.order for part in self.addends]
         packed = [part.packed for part in parts]
-        return packed_linear(x, packed, layouts, outliers, orders, bias, self.shape[0], self.isa, activations)
+        return packed_linear(
+            x, packed, layouts, outliers, orders, bias, self.shape[1], self.shape[0], self.isa, activations
+        )
 
 
 def misfit(weight: StoredWeight, isa: str) -> str | None:

@@ -1,6 +1,7 @@
 """The CPU kernels' functions on tensors. Sizes are checked by the extension; dtypes and places by who makes the tensors."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class CodeLayout:
     bits: int
     parameters: int
 
-    @property
+    @cached_property
     def arguments(self) -> tuple[int, int, int, int, int, int]:
         """As the extension's functions begin."""
         return self.isa, self.rows, self.columns, self.group, self.bits, self.parameters

@@ -62,3 +62,12 @@ def _forget_pages(tensor: Tensor, mapped: Sequence[Range]) -> None:
 def empty_bytes(count: int) -> Tensor:
     """Bytes on the CPU; torch aligns every allocation to 64 bytes, as the kernels want it."""
     return torch.empty(count, dtype=torch.uint8)
+
+
+def read_all(tensor: Tensor) -> None:
+    """Read every byte of a contiguous tensor once, with torch's threads, as fast as memory gives them."""
+    compiled = extension()
+    if compiled is None:
+        tensor.view(torch.int64).sum()
+    else:
+        compiled.read(tensor.data_ptr(), tensor.nbytes, torch.get_num_threads())

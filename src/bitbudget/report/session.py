@@ -29,8 +29,11 @@ class Session:
         self.progress = StageBar(self.messages)
         self._interrupted = interrupted or (lambda: UNCHANGED)
 
-    def load(self) -> None:
-        """Import torch and transformers, which takes seconds, and keep their own messages off the terminal."""
+    def load(self, kernels: bool = False) -> None:
+        """Import torch and transformers, which takes seconds, and keep their own messages off the terminal.
+
+        kernels: a model is going to run, so say if the package has no compiled kernels.
+        """
         # GNU OpenMP's threads otherwise spin while they wait, which makes everything many times slower as soon as
         # another program wants one of the cores. It reads this once, when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -41,6 +44,10 @@ class Session:
 
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
+            from bitbudget.kernels.extension import why_missing
+
+            if kernels and (reason := why_missing()):
+                self.note(reason)
 
     def stage(self, name: str) -> AbstractContextManager[Progress]:
         """A stage of unknown length."""

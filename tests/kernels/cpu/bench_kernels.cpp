@@ -1,9 +1,10 @@
 // Times of the kernels, with weights that come from memory: copies of one matrix that fill 256 MiB are walked in turn. Every pass times all
 // asked widths and a bandwidth probe alternately, so that a disturbance of the machine meets them all.
 //
-//   bench_kernels [rows columns [group]] [n=1,8,512] [threads=1,2] [bits=2,3,4,8] [isa=best] [passes=15] [a16] [hot]
+//   bench_kernels [rows columns [group]] [n=1,8,512] [threads=1,2] [bits=2,3,4,8] [isa=best] [passes=15] [a16] [hot] [outliers]
 //
-// hot: the same matrix every time, so that one which fits the cache shows what the arithmetic alone takes.
+// hot: the same matrix every time, so that one which fits the cache shows what the arithmetic alone takes. outliers: 0.5 %
+// of the weights are outliers on top, added in the same call.
 
 #include <algorithm>
 #include <chrono>
@@ -48,7 +49,7 @@ struct Options {
   std::vector<int> n{1, 8, 512}, threads{1, 2}, bits{2, 3, 4, 8};
   int isa = static_cast<int>(best()), passes = 15;
   Activations activations = Activations::a8;
-  bool hot = false;
+  bool hot = false, outliers = false;
 };
 
 std::vector<int> numbers(const char* text) {
@@ -71,6 +72,7 @@ Options parse(int count, char** arguments) {
     else if (given("passes=")) o.passes = std::atoi(value);
     else if (argument == "a16") o.activations = Activations::a16;
     else if (argument == "hot") o.hot = true;
+    else if (argument == "outliers") o.outliers = true;
     else extents.push_back(std::atoll(arguments[i]));
   }
   if (extents.size() > 0) o.rows = extents[0];
@@ -128,6 +130,29 @@ double bandwidth(const Buffer& buffer, int threads, std::size_t turn) {
   return seen == 42 ? 0.0 : rate;
 }
 
+// 0.5 % of a matrix, in copies that are walked in turn like the weights.
+struct Sparse {
+  std::size_t bytes, copies, next = 0;
+  std::unique_ptr<Buffer> packed;
+
+  explicit Sparse(const Options& o) {
+    std::mt19937 rng(11);
+    std::binomial_distribution<int> draw(static_cast<int>(o.columns), 0.005);
+    std::vector<std::int32_t> start{0}, columns;
+    for (std::int64_t row = 0; row < o.rows; ++row) start.push_back(start.back() + draw(rng));
+    for (int i = 0; i < start.back(); ++i) columns.push_back(static_cast<std::int32_t>(rng() % static_cast<unsigned>(o.columns)));
+    bytes = packed_outliers_size(o.rows, start.data());
+    copies = kRotated / bytes + 1;
+    packed = std::make_unique<Buffer>(bytes * copies);
+    pack_outliers(o.rows, start.data(), columns.data(), std::vector<float>(columns.size(), 0.5f).data(), packed->data);
+    for (std::size_t i = 1; i < copies; ++i) std::memcpy(packed->data + i * bytes, packed->data, bytes);
+  }
+  const void* take() {
+    next = (next + 1) % copies;
+    return packed->data + next * bytes;
+  }
+};
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -135,7 +160,7 @@ double median(std::vector<double> values) {
 
 double least(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
 
-void time_all(const Options& o, Isa isa, std::vector<std::unique_ptr<Layer>>& layers, int n, int threads) {
+void time_all(const Options& o, Isa isa, std::vector<std::unique_ptr<Layer>>& layers, Sparse* sparse, int n, int threads) {
   std::mt19937 rng(3);
   std::normal_distribution<float> normal;
   std::vector<float> x(static_cast<std::size_t>(n * o.columns)), y(static_cast<std::size_t>(n * o.rows));
@@ -150,7 +175,9 @@ void time_all(const Options& o, Isa isa, std::vector<std::unique_ptr<Layer>>& la
       for (int call = 0; call < calls; ++call) {
         const double start = seconds(), processor_start = processor_seconds();
         quantize_inputs(isa, x.data(), n, o.columns, o.columns, o.group, o.activations, inputs.data, threads);
-        matmul(isa, layers[i]->shape, layers[i]->take(o.hot), inputs.data, n, o.activations, nullptr, nullptr, y.data(), o.rows, threads);
+        const Outliers outliers{sparse ? sparse->take() : nullptr, x.data(), o.columns};
+        matmul(isa, layers[i]->shape, layers[i]->take(o.hot), inputs.data, n, o.activations, nullptr, nullptr, y.data(), o.rows, threads,
+               sparse ? &outliers : nullptr);
         times[i].push_back(seconds() - start);
         processor_times[i].push_back(processor_seconds() - processor_start);
       }
@@ -180,7 +207,8 @@ int main(int count, char** arguments) {
   std::vector<std::unique_ptr<Layer>> layers;
   for (const int bits : o.bits)
     layers.push_back(std::make_unique<Layer>(isa, Shape{o.rows, o.columns, o.group, bits, Parameters::fp16}));
+  const std::unique_ptr<Sparse> sparse(o.outliers ? new Sparse(o) : nullptr);
   for (const int n : o.n)
-    for (const int threads : o.threads) time_all(o, isa, layers, n, threads);
+    for (const int threads : o.threads) time_all(o, isa, layers, sparse.get(), n, threads);
   return 0;
 }

@@ -1,6 +1,7 @@
 // Tests of the CPU kernels without Python: every instruction set of this machine against a 64-bit integer reference. Prints what fails;
 // the exit status is 0 where nothing did. Built by CMakeLists.txt beside it, with and without sanitizers.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -241,31 +242,65 @@ void parameters_are_exact() {
   check(exact_parameters(halves, other, 3) == Parameters::fp32, "fp32 holds odd zeros");
 }
 
-void outliers(std::mt19937& rng) {
-  const std::int64_t rows = 37, columns = 200, n = 3, stride = 205, y_stride = 40;
-  std::vector<std::int32_t> start{0}, place, order;
-  std::vector<float> values, y(n * y_stride, 1.0f), x = gaussians(n * stride, rng);
-  for (std::int32_t r = 0; r < rows; ++r) {
-    for (int i = 0; i < r % 11; ++i) {
-      place.push_back(static_cast<std::int32_t>(rng() % columns));
-      values.push_back(static_cast<float>(rng() % 100) / 16.0f);
+struct Sparse {
+  std::vector<std::int32_t> start{0}, columns;
+  std::vector<float> values;
+};
+
+Sparse make_sparse(std::int64_t rows, std::int64_t columns, std::mt19937& rng) {
+  Sparse sparse;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (int i = 0; i < row % 11; ++i) {
+      sparse.columns.push_back(static_cast<std::int32_t>(rng() % static_cast<unsigned>(columns)));
+      sparse.values.push_back(static_cast<float>(rng() % 100) / 16.0f);
     }
-    start.push_back(static_cast<std::int32_t>(place.size()));
-    order.push_back(static_cast<std::int32_t>(rows) - 1 - r);
+    sparse.start.push_back(static_cast<std::int32_t>(sparse.columns.size()));
   }
-  for (const std::int32_t* to : {static_cast<const std::int32_t*>(nullptr), static_cast<const std::int32_t*>(order.data())}) {
-    std::fill(y.begin(), y.end(), 1.0f);
-    add_outliers(x.data(), n, stride, start.data(), place.data(), values.data(), rows, to, y.data(), y_stride, 2);
-    bool right = true;
-    for (std::int64_t t = 0; t < n; ++t)
-      for (std::int64_t r = 0; r < rows; ++r) {
-        double sum = 1.0;
-        for (auto i = start[static_cast<std::size_t>(r)]; i < start[static_cast<std::size_t>(r + 1)]; ++i)
-          sum += double(values[static_cast<std::size_t>(i)]) * x[static_cast<std::size_t>(t * stride + place[static_cast<std::size_t>(i)])];
-        right = right && std::fabs(y[static_cast<std::size_t>(t * y_stride + (to ? to[r] : r))] - sum) < 1e-4;
-      }
-    check(right, "outliers");
-  }
+  return sparse;
+}
+
+// A dense matrix of zeros, so that the outliers alone are seen: once in the product, once in a call of their own; both into y of ones.
+void outliers(Isa isa, std::int64_t rows, std::int64_t columns, std::int64_t n, bool ordered, std::mt19937& rng) {
+  const std::int64_t stride = columns + 5, y_stride = rows + 3;
+  const Sparse sparse = make_sparse(rows, columns, rng);
+  const std::vector<float> x = gaussians(n * stride, rng), ones(static_cast<std::size_t>(rows), 1.0f);
+  std::vector<std::int32_t> order;
+  for (std::int64_t row = 0; row < rows; ++row) order.push_back(static_cast<std::int32_t>(rows - 1 - row));
+  const std::int32_t* to = ordered ? order.data() : nullptr;
+  check(packable_outliers(sparse.columns.data(), sparse.values.data(), static_cast<std::int64_t>(sparse.columns.size())), "packable");
+
+  const Shape shape{rows, columns, 32, 4};
+  const std::size_t groups = static_cast<std::size_t>(rows * groups_of(columns, 32));
+  const std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * columns), 0);
+  const std::vector<float> scale(groups, 1.0f), zero(groups, 0.0f);
+  Buffer packed(packed_size(isa, shape)), inputs(inputs_size(isa, n, columns, 32, Activations::a8));
+  Buffer packed_outliers(packed_outliers_size(rows, sparse.start.data()));
+  pack(isa, shape, codes.data(), scale.data(), zero.data(), packed.data, 1);
+  pack_outliers(rows, sparse.start.data(), sparse.columns.data(), sparse.values.data(), packed_outliers.data);
+  quantize_inputs(isa, x.data(), n, stride, columns, 32, Activations::a8, inputs.data, 1);
+
+  std::vector<float> together(static_cast<std::size_t>(n * y_stride), 1.0f), alone = together;
+  const Outliers on_top{packed_outliers.data, x.data(), stride};
+  matmul(isa, shape, packed.data, inputs.data, n, Activations::a8, ones.data(), to, together.data(), y_stride, 2, &on_top);
+  add_outliers(x.data(), n, stride, sparse.start.data(), sparse.columns.data(), sparse.values.data(), rows, to, alone.data(), y_stride, 2);
+  double worst = 0.0;
+  for (std::int64_t t = 0; t < n; ++t)
+    for (std::int64_t r = 0; r < rows; ++r) {
+      double sum = 1.0;
+      for (auto i = sparse.start[static_cast<std::size_t>(r)]; i < sparse.start[static_cast<std::size_t>(r + 1)]; ++i)
+        sum += double(sparse.values[static_cast<std::size_t>(i)]) *
+               x[static_cast<std::size_t>(t * stride + sparse.columns[static_cast<std::size_t>(i)])];
+      const auto at = static_cast<std::size_t>(t * y_stride + (to ? to[r] : r));
+      worst = std::max({worst, std::fabs(together[at] - sum), std::fabs(alone[at] - sum)});
+    }
+  check(worst < 1e-4, "outliers, off by " + std::to_string(worst) + ", isa " + std::to_string(static_cast<int>(isa)) + ", n " + std::to_string(n));
+}
+
+void refused_outliers() {
+  const std::int32_t columns[2] = {3, 65536}, near[2] = {3, 65535};
+  const float values[2] = {0.1f, 0.5f}, halves[2] = {0.25f, 0.5f};
+  check(!packable_outliers(columns, halves, 2) && !packable_outliers(near, values, 2) && packable_outliers(near, halves, 2),
+        "packable outliers");
 }
 
 void refused_shapes(Isa isa) {
@@ -279,6 +314,10 @@ void battery(Isa isa, bool thorough) {
   std::mt19937 rng(1234 + static_cast<unsigned>(isa));
   refused_shapes(isa);
   special_values(isa);
+  for (const std::int64_t n : {1, 2, 3, 9}) {
+    outliers(isa, 37, 200, n, n % 2 == 0, rng);
+    outliers(isa, 128, 96, n, n % 2 == 1, rng);
+  }
   const std::vector<Shape> shapes = {{16, 128, 128, 0}, {64, 512, 128, 0}, {80, 256, 64, 0},  {1, 32, 32, 0},     {17, 96, 48, 0},
                                      {33, 100, 16, 0},  {5, 7, 7, 0},      {130, 300, 128, 0}, {48, 448, 448, 0}, {18, 2048, 2048, 0}};
   const std::vector<std::int64_t> batches = thorough ? std::vector<std::int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25}
@@ -327,9 +366,8 @@ int main(int count, char** arguments) {
   if (sets.empty())
     for (int i = 0; i <= static_cast<int>(Isa::neon_i8mm); ++i)
       if (supported(static_cast<Isa>(i))) sets.push_back(static_cast<Isa>(i));
-  std::mt19937 rng(99);
   parameters_are_exact();
-  outliers(rng);
+  refused_outliers();
   check(supported(Isa::portable) && supported(best()), "there is always a supported instruction set");
   for (const Isa isa : sets) {
     const int before = checks;

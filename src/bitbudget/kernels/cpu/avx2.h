@@ -35,6 +35,7 @@ struct Avx2Base {
 
   static BITBUDGET_INLINE __m256i load_half(const void* at) { return _mm256_load_si256(static_cast<const __m256i*>(at)); }
   static BITBUDGET_INLINE Codes load(const std::uint8_t* at) { return {load_half(at), load_half(at + 32)}; }
+  static BITBUDGET_INLINE void fetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
   static BITBUDGET_INLINE void store(std::uint8_t* at, const Codes& codes) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(at), codes.low);
     _mm256_store_si256(reinterpret_cast<__m256i*>(at + 32), codes.high);
@@ -97,6 +98,10 @@ struct Avx2Base {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
   }
   static BITBUDGET_INLINE Floats load_bf16(const void* at) { return {widen(load_halves(at, 0)), widen(load_halves(at, 1))}; }
+  static BITBUDGET_INLINE Floats gather(const float* x, const void* columns) {
+    return {_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(load_halves(columns, 0)), 4),
+            _mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(load_halves(columns, 1)), 4)};
+  }
   static BITBUDGET_INLINE void store_fp32(void* at, const Floats& a) {
     auto* value = static_cast<float*>(at);
     _mm256_store_ps(value, a.low);

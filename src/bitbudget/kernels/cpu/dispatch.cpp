@@ -22,6 +22,12 @@ const Kernels* kernels(Isa isa) {
     case Isa::avx512_vnni:
       return avx512_vnni_kernels();
 #endif
+#if defined(BITBUDGET_ARM)
+    case Isa::neon_dotprod:
+      return neon_dotprod_kernels();
+    case Isa::neon_i8mm:
+      return neon_i8mm_kernels();
+#endif
     default:
       return nullptr;
   }
@@ -84,7 +90,7 @@ void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t
 }
 
 void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::int64_t n, Activations activations, const float* bias,
-            const std::int32_t* order, float* y, std::int64_t stride, int threads) {
+            const std::int32_t* order, float* y, std::int64_t stride, int threads, const Outliers* outliers) {
   if (n == 0) return;
   const Kernels* with = kernels(isa);
   Product product{};
@@ -96,6 +102,12 @@ void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::i
   product.sums = product.scales + product.inputs.groups.count * n;
   product.bias = bias;
   product.order = order;
+  if (outliers) {
+    product.outlier_starts = static_cast<const std::int64_t*>(outliers->packed);
+    product.outliers = static_cast<const std::uint8_t*>(outliers->packed) + outlier_steps_offset(product.weights.tiles);
+    product.x = outliers->x;
+    product.x_stride = outliers->stride;
+  }
   product.y = y;
   product.stride = stride;
   product.threads = at_least_one(threads);

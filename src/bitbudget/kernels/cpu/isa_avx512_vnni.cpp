@@ -19,7 +19,7 @@ using Sums16 = __m512i;
 #endif
 
 struct Avx512Vnni {
-  static constexpr int kTiles = 4, kStreams = 6, kClassSums = 16, kWalk = 8;
+  static constexpr int kTiles = 4, kStreams = 6, kClassSums = 16, kWalk = 4;
   static constexpr bool kWholeBytes = true;
 
   using Codes = __m512i;
@@ -28,6 +28,7 @@ struct Avx512Vnni {
   using Floats = __m512;
 
   static BITBUDGET_INLINE Codes load(const std::uint8_t* at) { return _mm512_load_si512(at); }
+  static BITBUDGET_INLINE void fetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
   static BITBUDGET_INLINE void store(std::uint8_t* at, Codes codes) { _mm512_store_si512(at, codes); }
   static BITBUDGET_INLINE __m512i splat_byte(int byte) { return _mm512_set1_epi8(static_cast<char>(byte)); }
   template <int kMask>
@@ -70,6 +71,9 @@ struct Avx512Vnni {
   static BITBUDGET_INLINE Floats load_fp16(const void* at) { return _mm512_cvtph_ps(load_halves(at)); }
   static BITBUDGET_INLINE Floats load_bf16(const void* at) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(at)), 16));
+  }
+  static BITBUDGET_INLINE Floats gather(const float* x, const void* columns) {
+    return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(load_halves(columns)), x, 4);
   }
   static BITBUDGET_INLINE void store_fp32(void* at, Floats a) { _mm512_store_ps(at, a); }
 };

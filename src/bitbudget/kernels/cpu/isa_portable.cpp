@@ -22,6 +22,8 @@ struct Portable {
     float row[kTileRows];
   };
 
+  static void fetch(const void*) {}
+
   template <class Result, class Make>
   static Result each(Make&& make) {
     Result result;
@@ -101,6 +103,11 @@ struct Portable {
     std::uint16_t half[kTileRows];
     std::memcpy(half, at, sizeof half);
     return each<Floats>([&](int row) { return from_bf16(half[row]); });
+  }
+  static Floats gather(const float* x, const void* columns) {
+    std::uint16_t column[kTileRows];
+    std::memcpy(column, columns, sizeof column);
+    return each<Floats>([&](int row) { return x[column[row]]; });
   }
   static void store_fp32(void* at, const Floats& a) { std::memcpy(at, a.row, sizeof a.row); }
 };

@@ -19,6 +19,10 @@ struct Product {
   const float* sums;    // of inputs, [groups, n]
   const float* bias;
   const std::int32_t* order;
+  const std::int64_t* outlier_starts;  // [tiles + 1], or null
+  const std::uint8_t* outliers;        // steps
+  const float* x;                      // what they are multiplied with
+  std::int64_t x_stride;
   float* y;
   std::int64_t stride;
   int threads;

@@ -53,12 +53,26 @@ void quantize_inputs(Isa isa, const float* x /*[n, columns], rows `stride` apart
 void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t columns, std::int64_t group, Activations activations,
                        float* x /*[n, columns]*/);  // what the kernels multiply with, for tests
 
+// Additive outliers, a sparse matrix in CSR form on top of the dense one, multiplied with x itself and not with its int8. Packed, 16 rows
+// lie side by side and the product adds them while it waits for codes. `packable`: columns below 65536 and values that fp16 holds;
+// for others add_outliers does the same from CSR in a call of its own.
+bool packable_outliers(const std::int32_t* columns, const float* values, std::int64_t count);
+std::size_t packed_outliers_size(std::int64_t rows, const std::int32_t* rows_start /*[rows + 1]*/);
+void pack_outliers(std::int64_t rows, const std::int32_t* rows_start, const std::int32_t* columns, const float* values, void* packed);
+
+struct Outliers {
+  const void* packed;  // aligned to 64 bytes
+  const float* x;      // [n, columns], rows `stride` apart
+  std::int64_t stride;
+};
+
 // y[t, order[r]] = W[r] · x[t] + bias[r]. `bias`: [rows] in the order of the packed rows, or null. `order`: [rows], the column of y that
 // each row goes to, or null for 0 … rows − 1. Columns of y that no row goes to stay as they are. Results do not depend on `threads`.
 void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::int64_t n, Activations activations, const float* bias,
-            const std::int32_t* order, float* y /*[n, …], rows `stride` apart*/, std::int64_t stride, int threads);
+            const std::int32_t* order, float* y /*[n, …], rows `stride` apart*/, std::int64_t stride, int threads,
+            const Outliers* outliers = nullptr);
 
-// y[t, order[r]] += Σ values · x[t, columns], a sparse matrix in CSR form; fp32.
+// y[t, order[r]] += Σ values · x[t, columns]; fp32.
 void add_outliers(const float* x, std::int64_t n, std::int64_t stride, const std::int32_t* rows_start /*[rows + 1]*/,
                   const std::int32_t* columns, const float* values, std::int64_t rows, const std::int32_t* order, float* y,
                   std::int64_t y_stride, int threads);

@@ -131,4 +131,10 @@ static inline InputsLayout inputs_layout(std::int64_t n, std::int64_t columns, s
   return layout;
 }
 
+// Outliers: for every tile the number of its first step, and one more number at the end; then the steps. A step is one line: 16 columns as
+// 16-bit numbers, then 16 fp16 values, one per row; rows that have fewer than the longest of the tile are filled up with zeros.
+static inline std::int64_t outlier_steps_offset(std::int64_t tiles) {
+  return ceil_div((tiles + 1) * static_cast<std::int64_t>(sizeof(std::int64_t)), kLineBytes) * kLineBytes;
+}
+
 }  // namespace bitbudget

@@ -1,9 +1,11 @@
 // The product, once for all instruction sets. `V` (isa_*.cpp) has registers of codes, sums, and floats for the 16 rows of a tile:
 //
 //   Codes   64 unsigned bytes: 16 rows × 4 columns      load store mask<m> right<s> select<m>(a, b): bits of m from a, others from b
+//           fetch: into the cache, from an address that may lie beyond the weights
 //   Values  4 int8 of x, for every row                  broadcast
 //   Sums    16 int32                                    dot<largest code>(sums, codes, values)  plus  right_sums<s>
 //   Floats  16 fp32                                     of sums, from memory (fp32, fp16, bf16), splat, times, add_product, minus_product
+//           gather(x, columns): x at 16 columns
 //
 // and constants: kTiles × kStreams accumulators of a block product fit its registers (kStreams ≥ 4), kClassSums accumulators those of one
 // cell; kWholeBytes: dot is exact for all codes up to 255 in place; kWalk: tiles that a thread walks side by side, because one stream
@@ -16,6 +18,8 @@
 
 namespace bitbudget {
 
+static constexpr std::int64_t kAhead = 2048;             // bytes that a stream of codes is fetched ahead of its use
+static constexpr std::int64_t kOutliersAhead = 512;     // the same for outliers
 static constexpr int kNarrow = 4;                        // up to so many streams are multiplied while codes are in registers
 static constexpr std::int64_t kCachedInputs = 768 << 10;  // bytes of inputs that are meant to stay in the second-level cache
 
@@ -76,7 +80,10 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
   });
   do {
     typename V::Codes line[kBits];
-    unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA { line[i] = V::load(cell + i * kLineBytes); });
+    unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA {
+      line[i] = V::load(cell + i * kLineBytes);
+      V::fetch(cell + i * kLineBytes + kAhead);
+    });
     unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
       constexpr int kQuad = decltype(quad)::value, kClass = kInPlace ? class_of(kBits, kQuad) : 0;
       const auto codes = kInPlace ? code_in_place<V, kBits, kQuad>(line) : code<V, kBits, kQuad>(line);
@@ -95,6 +102,18 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
       result[stream] = V::plus(result[stream], V::template right_sums<shift_of_class(kBits, kClass)>(sums[kClass][stream]));
     });
   });
+}
+
+// Steps [first, last) of a tile's outliers for one token.
+template <class V>
+static BITBUDGET_INLINE typename V::Floats add_steps(typename V::Floats y, const std::uint8_t* steps, std::int64_t first, std::int64_t last,
+                                                     const float* x) {
+  for (std::int64_t step = first; step < last; ++step) {
+    const std::uint8_t* line = steps + step * kLineBytes;
+    V::fetch(line + kOutliersAhead);
+    y = V::add_product(y, V::load_fp16(line + kTileRows * 2), V::gather(x, line));
+  }
+  return y;
 }
 
 // Few streams: tiles [first, last), kWalk of them side by side.
@@ -125,6 +144,13 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
             total = V::floats(sums[token]);
           y[t][token] = add_cell<V>(y[t][token], total, scale, zero, scales[token], input_sums[token]);
         });
+        if (product.outlier_starts) {  // a share with every group, so that they fill the waits for codes
+          const std::int64_t* start = product.outlier_starts + first + t;
+          const std::int64_t steps = start[1] - start[0], groups = layout.groups.count;
+          for (int token = 0; token < kTokens; ++token)
+            y[t][token] = add_steps<V>(y[t][token], product.outliers, start[0] + steps * group / groups,
+                                       start[0] + steps * (group + 1) / groups, product.x + token * product.x_stride);
+        }
       }
     }
     for (int t = 0; t < walk; ++t)
@@ -220,6 +246,7 @@ static void multiply_panel(const Product& product, std::int64_t tile, std::int64
       const std::int64_t at = smaller(tile + t, layout.tiles - 1);
       const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
       lines[t] = cell;
+      for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + layout.cell_bytes + byte);
       if constexpr (kBits != 8) {
         std::uint8_t* codes = scratch.codes + t * layout.groups.padded * kTileRows;
         unpack_codes<V, kBits>(cell, layout.blocks, codes);
@@ -232,8 +259,14 @@ static void multiply_panel(const Product& product, std::int64_t tile, std::int64
     }
   }
   for (std::int64_t token = 0; token < tokens; ++token)
-    for (std::int64_t t = 0; t < smaller(V::kTiles, layout.tiles - tile); ++t)
-      write_rows<V>(product, tile + t, origin + token, V::load_fp32(scratch.y + (token * V::kTiles + t) * kTileRows));
+    for (std::int64_t t = 0; t < smaller(V::kTiles, layout.tiles - tile); ++t) {
+      auto y = V::load_fp32(scratch.y + (token * V::kTiles + t) * kTileRows);
+      if (product.outlier_starts) {
+        const std::int64_t* start = product.outlier_starts + tile + t;
+        y = add_steps<V>(y, product.outliers, start[0], start[1], product.x + (origin + token) * product.x_stride);
+      }
+      write_rows<V>(product, tile + t, origin + token, y);
+    }
 }
 
 template <class V, int kBits, bool kResidual>

@@ -4,6 +4,7 @@
 
 #include "half.h"
 #include "layout.h"
+#include "unroll.h"
 
 namespace bitbudget {
 namespace {
@@ -18,15 +19,47 @@ CellOrigin origin(const WeightsLayout& layout, std::int64_t tile, std::int64_t g
   return {row, column, smaller(kTileRows, layout.rows - row), smaller(layout.group, layout.columns - column)};
 }
 
-// Calls visit(byte of the cell, quad of the block, code's place in the matrix) for every code that exists.
-template <class Visit>
-void each_code(const WeightsLayout& layout, const CellOrigin& at, Visit&& visit) {
-  for (std::int64_t row = 0; row < at.rows; ++row)
-    for (std::int64_t column = 0; column < at.columns; ++column) {
-      const std::int64_t block = column / kBlockColumns, within = column % kBlockColumns;
-      const std::int64_t byte = block * layout.bits * kLineBytes + row * 4 + within % 4;
-      visit(byte, static_cast<int>(within / 4), (at.row + row) * layout.columns + at.column + column);
+constexpr std::uint32_t in_every_byte(int value) { return static_cast<std::uint32_t>(value) * 0x01010101u; }
+
+// 32 codes of one row to its words of the block's lines. A word holds the same bits of four neighbouring codes, so that pieces move by
+// four at a time.
+template <int kBits>
+void pack_words(const std::uint8_t* codes, std::uint8_t* lines) {
+  std::uint32_t word[kBits] = {};
+  unroll<kQuads>([&](auto quad) {
+    constexpr Pieces parts = pieces(kBits, decltype(quad)::value);
+    std::uint32_t four;
+    std::memcpy(&four, codes + 4 * quad, sizeof four);
+    for (int i = 0; i < parts.count; ++i) {
+      const Piece piece = parts.piece[i];
+      word[piece.line] |= (four >> piece.to & in_every_byte((1 << piece.width) - 1)) << piece.from;
     }
+  });
+  for (int i = 0; i < kBits; ++i) std::memcpy(lines + i * kLineBytes, word + i, sizeof word[i]);
+}
+
+template <int kBits>
+void unpack_words(const std::uint8_t* lines, std::uint8_t* codes) {
+  std::uint32_t word[kBits];
+  for (int i = 0; i < kBits; ++i) std::memcpy(word + i, lines + i * kLineBytes, sizeof word[i]);
+  unroll<kQuads>([&](auto quad) {
+    constexpr Pieces parts = pieces(kBits, decltype(quad)::value);
+    std::uint32_t four = 0;
+    for (int i = 0; i < parts.count; ++i) {
+      const Piece piece = parts.piece[i];
+      four |= (word[piece.line] >> piece.from & in_every_byte((1 << piece.width) - 1)) << piece.to;
+    }
+    std::memcpy(codes + 4 * quad, &four, sizeof four);
+  });
+}
+
+// Calls visit(the row's word in the first line of a block, place of the block's first code in the matrix, codes that exist there).
+template <class Visit>
+void each_block(const WeightsLayout& layout, const CellOrigin& at, Visit&& visit) {
+  for (std::int64_t row = 0; row < at.rows; ++row)
+    for (std::int64_t column = 0; column < at.columns; column += kBlockColumns)
+      visit(column / kBlockColumns * layout.bits * kLineBytes + row * 4, (at.row + row) * layout.columns + at.column + column,
+            static_cast<std::size_t>(smaller(kBlockColumns, at.columns - column)));
 }
 
 void store_parameter(std::uint8_t* at, float value, Parameters kind, bool is_scale) {
@@ -49,17 +82,15 @@ float load_parameter(const std::uint8_t* at, Parameters kind, bool is_scale) {
   return kind == Parameters::bf16 && is_scale ? from_bf16(half) : from_fp16(half);
 }
 
+template <int kBits>
 void pack_cell(const WeightsLayout& layout, std::int64_t tile, std::int64_t group, const std::uint8_t* codes, const float* scale,
                const float* zero, std::uint8_t* cell) {
   const CellOrigin at = origin(layout, tile, group);
   std::memset(cell, 0, static_cast<std::size_t>(layout.cell_bytes));  // padding rows have scale 0
-  each_code(layout, at, [&](std::int64_t byte, int quad, std::int64_t place) {
-    const Pieces parts = pieces(layout.bits, quad);
-    for (int i = 0; i < parts.count; ++i) {
-      const Piece& piece = parts.piece[i];
-      const int field = (codes[place] >> piece.to) & ((1 << piece.width) - 1);
-      cell[byte + piece.line * kLineBytes] |= static_cast<std::uint8_t>(field << piece.from);
-    }
+  each_block(layout, at, [&](std::int64_t word, std::int64_t place, std::size_t count) {
+    std::uint8_t block[kBlockColumns] = {};
+    std::memcpy(block, codes + place, count);
+    pack_words<kBits>(block, cell + word);
   });
   std::uint8_t* scales = cell + layout.codes_bytes;
   std::uint8_t* zeros = scales + kTileRows * layout.scale_bytes;
@@ -70,17 +101,14 @@ void pack_cell(const WeightsLayout& layout, std::int64_t tile, std::int64_t grou
   }
 }
 
+template <int kBits>
 void unpack_cell(const WeightsLayout& layout, std::int64_t tile, std::int64_t group, const std::uint8_t* cell, std::uint8_t* codes,
                  float* scale, float* zero) {
   const CellOrigin at = origin(layout, tile, group);
-  each_code(layout, at, [&](std::int64_t byte, int quad, std::int64_t place) {
-    const Pieces parts = pieces(layout.bits, quad);
-    int code = 0;
-    for (int i = 0; i < parts.count; ++i) {
-      const Piece& piece = parts.piece[i];
-      code |= (cell[byte + piece.line * kLineBytes] >> piece.from & ((1 << piece.width) - 1)) << piece.to;
-    }
-    codes[place] = static_cast<std::uint8_t>(code);
+  each_block(layout, at, [&](std::int64_t word, std::int64_t place, std::size_t count) {
+    std::uint8_t block[kBlockColumns];
+    unpack_words<kBits>(cell + word, block);
+    std::memcpy(codes + place, block, count);
   });
   const std::uint8_t* scales = cell + layout.codes_bytes;
   const std::uint8_t* zeros = scales + kTileRows * layout.scale_bytes;
@@ -89,6 +117,16 @@ void unpack_cell(const WeightsLayout& layout, std::int64_t tile, std::int64_t gr
     scale[place] = load_parameter(scales + row * layout.scale_bytes, layout.parameters, true);
     zero[place] = load_parameter(zeros + row * layout.zero_bytes, layout.parameters, false);
   }
+}
+
+// body(std::integral_constant of the width).
+template <class Body>
+void with_width(int bits, Body&& body) {
+  unroll<9>([&](auto width) {
+    constexpr int kBits = decltype(width)::value;
+    if constexpr (kBits >= 2 && kBits != 7)
+      if (bits == kBits) body(width);
+  });
 }
 
 bool same(float a, float b) { return bits_of(a) == bits_of(b); }
@@ -103,19 +141,25 @@ std::size_t packed_size(Isa, Shape shape) {
 void pack(Isa, Shape shape, const std::uint8_t* codes, const float* scale, const float* zero, void* packed, int threads) {
   const WeightsLayout layout = weights_layout(shape);
   auto* bytes = static_cast<std::uint8_t*>(packed);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t tile = 0; tile < layout.tiles; ++tile)
-    for (std::int64_t group = 0; group < layout.groups.count; ++group)
-      pack_cell(layout, tile, group, codes, scale, zero, bytes + tile * layout.tile_bytes + group * layout.cell_bytes);
+  with_width(shape.bits, [&](auto width) {
+#pragma omp parallel for num_threads(threads < 1 ? 1 : threads) schedule(static)
+    for (std::int64_t tile = 0; tile < layout.tiles; ++tile)
+      for (std::int64_t group = 0; group < layout.groups.count; ++group)
+        pack_cell<decltype(width)::value>(layout, tile, group, codes, scale, zero,
+                                          bytes + tile * layout.tile_bytes + group * layout.cell_bytes);
+  });
 }
 
 void unpack(Isa, Shape shape, const void* packed, std::uint8_t* codes, float* scale, float* zero, int threads) {
   const WeightsLayout layout = weights_layout(shape);
   const auto* bytes = static_cast<const std::uint8_t*>(packed);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t tile = 0; tile < layout.tiles; ++tile)
-    for (std::int64_t group = 0; group < layout.groups.count; ++group)
-      unpack_cell(layout, tile, group, bytes + tile * layout.tile_bytes + group * layout.cell_bytes, codes, scale, zero);
+  with_width(shape.bits, [&](auto width) {
+#pragma omp parallel for num_threads(threads < 1 ? 1 : threads) schedule(static)
+    for (std::int64_t tile = 0; tile < layout.tiles; ++tile)
+      for (std::int64_t group = 0; group < layout.groups.count; ++group)
+        unpack_cell<decltype(width)::value>(layout, tile, group, bytes + tile * layout.tile_bytes + group * layout.cell_bytes, codes,
+                                            scale, zero);
+  });
 }
 
 Parameters exact_parameters(const float* scale, const float* zero, std::int64_t count) {

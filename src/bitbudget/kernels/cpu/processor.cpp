@@ -6,6 +6,12 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(BITBUDGET_ARM)
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#else
+#include <sys/auxv.h>
+#endif
 #endif
 
 namespace bitbudget {
@@ -60,6 +66,24 @@ bool processor_has(Isa isa) {
   if (isa == Isa::avx2_vnni) return seven.eax >= 1 && all(cpuid(7, 1).eax, kAvxVnni);
   return isa == Isa::avx512_vnni && all(seven.ebx, kF | kDq | kBw | kVl) && all(seven.ecx, kAvx512Vnni) &&
          all(static_cast<unsigned>(saved_states()), 0xe6);
+}
+
+#elif defined(BITBUDGET_ARM) && defined(__APPLE__)
+
+bool processor_has(Isa isa) {
+  const char* name = isa == Isa::neon_dotprod ? "hw.optional.arm.FEAT_DotProd" : isa == Isa::neon_i8mm ? "hw.optional.arm.FEAT_I8MM" : "";
+  int value = 0;
+  std::size_t size = sizeof value;
+  return isa == Isa::portable || (*name && sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value == 1);
+}
+
+#elif defined(BITBUDGET_ARM)
+
+bool processor_has(Isa isa) {
+  constexpr unsigned long kDotprod = 1ul << 20, kI8mm = 1ul << 13;  // HWCAP_ASIMDDP, HWCAP2_I8MM
+  if (isa == Isa::neon_dotprod) return getauxval(AT_HWCAP) & kDotprod;
+  if (isa == Isa::neon_i8mm) return (getauxval(AT_HWCAP) & kDotprod) && (getauxval(AT_HWCAP2) & kI8mm);
+  return isa == Isa::portable;
 }
 
 #else

@@ -13,6 +13,8 @@ namespace bitbudget {
 // The float whose last mantissa bit is worth 1: adding it rounds to the nearest integer, ties to even, and leaves it in the low bits.
 static constexpr float kRounder = 12582912.0f;  // 1.5 · 2^23
 static constexpr std::int32_t kRounderBits = 0x4b400000;
+static constexpr float kLargestFloat = 3.402823466e38f;
+static constexpr float kNothing = 1e-30f;  // a group without a larger magnitude is taken for zeros, which keeps quotients normal
 static constexpr float kResidualSteps = 256.0f;  // a power of two: scales stay exact; a residual of +½ is one step short
 
 static inline std::int32_t rounded_bits(float value) {
@@ -34,13 +36,10 @@ static inline std::int32_t largest_magnitude_bits(const float* x, std::int64_t c
 }
 
 template <class V>
-static std::int32_t quantize_values(const float* x, std::int64_t count, float scale, std::int8_t* values) {
+static std::int32_t quantize_values(const float* x, std::int64_t count, float inverse, std::int8_t* values) {
   std::int32_t sum = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    float ratio = x[i] / scale;  // a quotient, as the reference kernel forms it; beyond 127 only where the scale is subnormal
-    ratio = ratio > 127.0f ? 127.0f : ratio;
-    ratio = ratio < -127.0f ? -127.0f : ratio;
-    const std::int32_t value = rounded_bits(ratio);
+    const std::int32_t value = rounded_bits(x[i] * inverse);
     values[i] = static_cast<std::int8_t>(value);
     sum += value;
   }
@@ -48,14 +47,12 @@ static std::int32_t quantize_values(const float* x, std::int64_t count, float sc
 }
 
 template <class V>
-static std::int32_t quantize_residuals(const float* x, std::int64_t count, float scale, const std::int8_t* values,
+static std::int32_t quantize_residuals(const float* x, std::int64_t count, float inverse, const std::int8_t* values,
                                        std::int8_t* residuals) {
   std::int32_t sum = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    float rest = (x[i] / scale - static_cast<float>(values[i])) * kResidualSteps;
-    rest = rest > 127.0f ? 127.0f : rest;
-    rest = rest < -128.0f ? -128.0f : rest;
-    const std::int32_t value = rounded_bits(rest);
+    const float rest = (x[i] * inverse - static_cast<float>(values[i])) * kResidualSteps;
+    const std::int32_t value = rounded_bits(rest > 127.0f ? 127.0f : rest);
     residuals[i] = static_cast<std::int8_t>(value);
     sum += value;
   }
@@ -69,33 +66,29 @@ static inline void interleave(const std::int8_t* row, std::int64_t columns, std:
 
 template <class V>
 static void quantize_group(const Quantization& task, const TokenBlock& block, std::int64_t token, std::int64_t group,
-                           std::int8_t* row /*scratch [padded]*/) {
+                           std::int8_t* row /*scratch [2, padded]*/) {
   const std::int64_t first = group * task.group, count = smaller(task.group, task.columns - first);
   const std::int64_t place = group * task.inputs.n + token, padded = task.inputs.groups.padded;
   const float* x = task.x + token * task.stride + first;
   const std::int64_t streams = block.count * task.inputs.streams;
   std::int8_t* out = task.values + task.inputs.values(group, block.first) + (token - block.first) * task.inputs.streams * 4;
 
-  const std::int32_t largest = largest_magnitude_bits(x, count);
-  const bool finite = largest < 0x7f800000;
-  const float quotient = float_of(static_cast<std::uint32_t>(largest)) / 127.0f;
-  const float scale = quotient > 0.0f && finite ? quotient : 1.0f;
-  const float not_a_number = float_of(0x7fc00000u);
+  const float largest = float_of(static_cast<std::uint32_t>(largest_magnitude_bits(x, count)));
+  const bool finite = largest <= kLargestFloat, counts = finite && largest >= kNothing;
+  const float inverse = 127.0f / largest, scale = counts ? largest / 127.0f : finite ? 1.0f : largest * 0.0f;
   std::memset(row, 0, static_cast<std::size_t>(padded));
   float sum = 0.0f;
-  if (finite) sum = static_cast<float>(quantize_values<V>(x, count, scale, row));
+  if (counts) sum = static_cast<float>(quantize_values<V>(x, count, inverse, row));
   interleave(row, padded, streams, out);
-  task.scales[place] = finite ? scale : not_a_number;
+  if (task.inputs.streams == 2) {
+    std::int8_t* residuals = row + padded;
+    std::memset(residuals, 0, static_cast<std::size_t>(padded));
+    sum *= kResidualSteps;
+    if (counts) sum += static_cast<float>(quantize_residuals<V>(x, count, inverse, row, residuals));
+    interleave(residuals, padded, streams, out + 4);
+  }
+  task.scales[place] = task.inputs.streams == 2 ? scale / kResidualSteps : scale;
   task.sums[place] = sum;
-  if (task.inputs.streams == 1) return;
-
-  std::int8_t* residuals = row + padded;
-  std::memset(residuals, 0, static_cast<std::size_t>(padded));
-  float rest = 0.0f;
-  if (finite) rest = static_cast<float>(quantize_residuals<V>(x, count, scale, row, residuals));
-  interleave(residuals, padded, streams, out + 4);
-  task.scales[place] /= kResidualSteps;
-  task.sums[place] = kResidualSteps * sum + rest;
 }
 
 }  // namespace bitbudget
