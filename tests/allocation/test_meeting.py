@@ -1,6 +1,10 @@
 """Sets of moves, pairs of them, and what they say about all plans within a gap, against trying everything."""
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocation.cases import Drawn, best, built, labels, questions, unit
-from bitbudget.allocation import Effort, Infeasible, Settings, Unit, solve
+from bitbudget.allocation import Effort, Infeasible, ScoreTable, Settings, Unit, solve
 from bitbudget.allocation.bound import bound
 from bitbudget.allocation.meeting import Meeting
 from bitbudget.allocation.model import Model, least_loss_model
@@ -133,14 +137,31 @@ def decoder(units: int, points: int, seed: int) -> list[Unit]:
     return made
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_hundreds_of_units_under_two_budgets_are_proven(seed: int) -> None:
-    units = decoder(300, 30, seed)
+def fifths(units: list[Unit]) -> dict[str, int]:
+    """Budgets a fifth of the way from the least totals to the largest."""
     spans = [
         [(min(own), max(own)) for own in zip(*(point.cost for point in entry.points), strict=True)] for entry in units
     ]
     ends = [tuple(map(sum, zip(*column, strict=True))) for column in zip(*spans, strict=True)]
-    budgets = dict(zip(("bytes", "nanoseconds"), (least + (most - least) // 5 for least, most in ends), strict=True))
-    solution = solve(units, budgets)
+    return {
+        name: least + (most - least) // 5 for name, (least, most) in zip(("bytes", "nanoseconds"), ends, strict=True)
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hundreds_of_units_under_two_budgets_are_proven(seed: int) -> None:
+    units = decoder(300, 30, seed)
+    solution = solve(units, fifths(units))
     assert solution.optimal
     assert not solution.work.branched
+
+
+def test_the_number_of_threads_changes_no_byte_of_a_plan(tmp_path: Path) -> None:
+    units = decoder(300, 30, 3)
+    ScoreTable(("bytes", "nanoseconds"), tuple(units)).save(tmp_path / "scores.npz")
+    limits = [argument for name, limit in fifths(units).items() for argument in ("--budget", f"{name}={limit}")]
+    for threads in ("1", "2"):
+        command = [sys.executable, "-m", "bitbudget", "solve", "scores.npz", *limits, "-o", f"plan{threads}"]
+        variables = os.environ | {f"{name}_NUM_THREADS": threads for name in ("OMP", "OPENBLAS", "MKL")}
+        subprocess.run(command, cwd=tmp_path, env=variables, check=True, capture_output=True)
+    assert (tmp_path / "plan1").read_bytes() == (tmp_path / "plan2").read_bytes()
