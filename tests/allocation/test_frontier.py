@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import gcd
 from operator import mul
 
 import pytest
@@ -69,9 +70,17 @@ def test_shadow_prices_give_the_best_bound(drawn: Drawn, factors: list[float]) -
     solution = solve(units, budgets)
     prices = [solution.shadow_prices[name] for name in budgets]
     others = [price * factor for price, factor in zip(prices, factors, strict=False)]
-    here, there = (_lagrangian(units, list(budgets.values()), own) for own in (prices, others))
+    limits = [_reachable(units, place, limit) for place, limit in enumerate(budgets.values())]
+    here, there = (_lagrangian(units, limits, own) for own in (prices, others))
     assert here >= there - 1e-6 * max(abs(here), abs(there))
     assert here <= solution.loss * (1 + 1e-9)
+
+
+def _reachable(units: Sequence[Unit], place: int, limit: int) -> int:
+    """The limit without what no plan could use, since all costs are multiples of something above the least."""
+    least = [min(point.cost[place] for point in entry.points) for entry in units]
+    above = [point.cost[place] - low for entry, low in zip(units, least, strict=True) for point in entry.points]
+    return limit - (limit - sum(least)) % (gcd(*above) or 1)
 
 
 def _lagrangian(units: Sequence[Unit], limits: Sequence[int], prices: Sequence[float]) -> float:
