@@ -1,10 +1,17 @@
 """All budgets at once."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+from math import gcd
+from operator import mul
+
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from allocation.cases import Drawn, best, built, close, loss_of, questions
-from bitbudget.allocation import frontier, solve
+from bitbudget.allocation import Unit, frontier, solve
+from bitbudget.allocation.solution import readable_prices
 from bitbudget.errors import InputError
 
 
@@ -51,6 +58,43 @@ def test_the_bound_and_price_are_those_of_the_curve(drawn: Drawn) -> None:
         first = solve(units, {"bytes": curve.costs[0]})
         assert first.shadow_prices["bytes"] == pytest.approx(curve.upgrades[0].loss / curve.upgrades[0].cost, rel=1e-9)
     assert solve(units, {"bytes": curve.costs[-1]}).shadow_prices["bytes"] == 0.0
+
+
+@settings(max_examples=150)
+@given(questions(), st.lists(st.sampled_from([0.0, 0.5, 0.99, 1.01, 2.0]), min_size=3, max_size=3))
+def test_shadow_prices_give_the_best_bound(drawn: Drawn, factors: list[float]) -> None:
+    """Σ_u min_p (loss + prices · cost) - prices · budgets is largest at the prices, for any number of budgets."""
+    units, budgets = built(drawn)
+    if best(units, budgets) is None:
+        return
+    solution = solve(units, budgets)
+    prices = [solution.shadow_prices[name] for name in budgets]
+    others = [price * factor for price, factor in zip(prices, factors, strict=False)]
+    limits = [_reachable(units, place, limit) for place, limit in enumerate(budgets.values())]
+    here, there = (_lagrangian(units, limits, own) for own in (prices, others))
+    assert here >= there - 1e-6 * max(abs(here), abs(there))
+    assert here <= solution.loss * (1 + 1e-9)
+
+
+def _reachable(units: Sequence[Unit], place: int, limit: int) -> int:
+    """The limit without what no plan could use, since all costs are multiples of something above the least."""
+    least = [min(point.cost[place] for point in entry.points) for entry in units]
+    above = [point.cost[place] - low for entry, low in zip(units, least, strict=True) for point in entry.points]
+    return limit - (limit - sum(least)) % (gcd(*above) or 1)
+
+
+def _lagrangian(units: Sequence[Unit], limits: Sequence[int], prices: Sequence[float]) -> float:
+    exact = [Fraction(price) for price in prices]
+    total = -sum(price * limit for price, limit in zip(exact, limits, strict=True))
+    for entry in units:
+        paid = [sum(map(mul, exact, point.cost)) for point in entry.points]
+        total += min(Fraction(point.score) + cost for point, cost in zip(entry.points, paid, strict=True))
+    return float(total)
+
+
+def test_prices_are_told_per_mib_and_per_millisecond() -> None:
+    told = readable_prices({"bytes": 2.0**-20, "nanoseconds": 1e-6, "rows": 3.0}, "loss")
+    assert told == {"loss per MiB": 1.0, "loss per ms": pytest.approx(1.0), "loss per rows": 3.0}
 
 
 def test_unknown_dimensions_are_refused() -> None:

@@ -75,3 +75,14 @@ def test_interactions_that_make_no_sense_are_refused() -> None:
     for interaction in (Interaction("a", "z", {}), Interaction("a", "a", {})):
         with pytest.raises(InputError):
             solve_with_interactions(units, {"bytes": 8}, [interaction])
+
+
+def test_a_bound_that_says_nothing_is_called_so() -> None:
+    """A term of -10 between two choices that the budget keeps apart."""
+    units = [unit(name, [((4,), 1.0), ((2,), 1.0)]) for name in "ab"]
+    interactions = [Interaction("a", "b", {("choice0", "choice0"): -10.0})]
+    solution = solve_with_interactions(units, {"bytes": 6}, interactions)
+    assert solution.loss == 2.0
+    assert solution.lower_bound <= 0.0
+    assert not solution.optimal
+    assert any("says nothing" in note for note in solution.notes)

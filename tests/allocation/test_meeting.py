@@ -1,13 +1,18 @@
 """Sets of moves, pairs of them, and what they say about all plans within a gap, against trying everything."""
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocation.cases import Drawn, best, built, labels, questions
-from bitbudget.allocation import Effort, Infeasible, Settings, solve
+from allocation.cases import Drawn, best, built, labels, questions, unit
+from bitbudget.allocation import Effort, Infeasible, ScoreTable, Settings, Unit, solve
 from bitbudget.allocation.bound import bound
 from bitbudget.allocation.meeting import Meeting
 from bitbudget.allocation.model import Model, least_loss_model
@@ -112,3 +117,51 @@ def test_every_way_to_the_optimum_names_the_same_plan(question: Drawn) -> None:
         return
     for effort in (Effort(sets=0, nodes=0, branches=0), Effort(states=1, nodes=0, branches=0), Effort(1, 0, 500, 1)):
         assert labels(solve(units, budgets, Settings(effort=effort)).points) == wanted
+
+
+def decoder(units: int, points: int, seed: int) -> list[Unit]:
+    """Units of a few shapes that share a palette of bits; bytes and kernel times by choice, losses fourfold per bit."""
+    draw = np.random.default_rng(seed)
+    bits = np.sort(draw.uniform(2.0, 8.0, points))
+    pace = np.exp(draw.normal(0.0, 0.25, points))
+    made = []
+    for number in range(units):
+        size = (16, 4, 4, 16, 56, 56, 56)[number % 7] * 2**20
+        sensitivity = np.exp(draw.normal(-7.0, 1.5))
+        losses = sensitivity * 4.0**-bits * np.exp(draw.normal(0.0, 0.1, points))
+        values = [
+            ((int(size * width / 8) // 32 * 32, int(size * (0.6 * width + 2) * slow / 8e3)), float(loss))
+            for width, slow, loss in zip(bits, pace, losses, strict=True)
+        ]
+        made.append(unit(f"unit{number:03d}", values))
+    return made
+
+
+def fifths(units: list[Unit]) -> dict[str, int]:
+    """Budgets a fifth of the way from the least totals to the largest."""
+    spans = [
+        [(min(own), max(own)) for own in zip(*(point.cost for point in entry.points), strict=True)] for entry in units
+    ]
+    ends = [tuple(map(sum, zip(*column, strict=True))) for column in zip(*spans, strict=True)]
+    return {
+        name: least + (most - least) // 5 for name, (least, most) in zip(("bytes", "nanoseconds"), ends, strict=True)
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hundreds_of_units_under_two_budgets_are_proven(seed: int) -> None:
+    units = decoder(300, 30, seed)
+    solution = solve(units, fifths(units))
+    assert solution.optimal
+    assert not solution.work.branched
+
+
+def test_the_number_of_threads_changes_no_byte_of_a_plan(tmp_path: Path) -> None:
+    units = decoder(300, 30, 3)
+    ScoreTable(("bytes", "nanoseconds"), tuple(units)).save(tmp_path / "scores.npz")
+    limits = [argument for name, limit in fifths(units).items() for argument in ("--budget", f"{name}={limit}")]
+    for threads in ("1", "2"):
+        command = [sys.executable, "-m", "bitbudget", "solve", "scores.npz", *limits, "-o", f"plan{threads}"]
+        variables = os.environ | {f"{name}_NUM_THREADS": threads for name in ("OMP", "OPENBLAS", "MKL")}
+        subprocess.run(command, cwd=tmp_path, env=variables, check=True, capture_output=True)
+    assert (tmp_path / "plan1").read_bytes() == (tmp_path / "plan2").read_bytes()

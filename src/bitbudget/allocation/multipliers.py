@@ -67,11 +67,13 @@ class _CuttingPlanes:
     def run(self) -> Relaxed:
         for start in self.starts:
             self._cut(np.array(start))
-        scale = max(float(np.maximum.reduceat(self.problem.objective, self.problem.first).sum()) - self.height, 1.0)
+        most = float(np.maximum.reduceat(self.problem.objective, self.problem.first).sum())
+        scale = max(most - self.height, 1.0)
         for _ in range(CUTS):
             ceiling, step = self._master(scale)
             missing = ceiling * scale
-            if missing <= max(ACCURACY * abs(self.height), 1.0):
+            # Above what any plan loses the bound says that none is within the limits; it would rise for ever.
+            if missing <= max(ACCURACY * abs(self.height), 1.0) or self.height > (1.0 + ACCURACY) * most + 1.0:
                 break
             at_edge = step.max() >= self.box
             if not self._cut(self.best + step * scale / self.cost_unit) and at_edge:

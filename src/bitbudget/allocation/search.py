@@ -1,4 +1,4 @@
-"""From a problem in integers to its best plan: bound, greedy plans, exact sweep, branching on what is left."""
+"""From a problem in integers to its best plan: bound, greedy plans, exact searches of the gap, branching on what is left."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ class Effort:
     """Limits that count work, never time: the same on every machine.
 
     states: of a sweep at once; nodes: of HiGHS's tree; branches: nodes of our own tree; sets: of moves in each half of a meeting.
-    0 leaves HiGHS, the tree or meetings out.
+    0 leaves HiGHS, the tree or meetings out. A million sets under two budgets take 40 MiB a half.
     """
 
     states: int = 2**15
@@ -40,8 +40,8 @@ class Effort:
 
 @dataclass(frozen=True)
 class Work:
-    """What it took: points and units that the bound left open, most states of the last sweep, whether HiGHS was asked, and
-    nodes of our own tree."""
+    """What it took: points and units that the bound left open, most states of the last sweep or sets of the last meeting,
+    whether HiGHS was asked, and nodes of our own tree."""
 
     open_points: int = 0
     open_units: int = 0

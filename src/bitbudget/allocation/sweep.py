@@ -173,10 +173,12 @@ def _traced(history: Sequence[_States], state: int) -> list[int]:
 
 def _by_cost(states: _States) -> Int64[ndarray, "states"]:
     """The order of states by costs, loss and tie. They come in a few rising runs of the first cost, which a stable sort
-    merges in no time; only those of equal first cost are looked at further."""
+    merges in no time; only those of equal first cost are looked at further, under one budget only the best of them."""
     if states.cost.shape[1] == 0:
         return np.lexsort((states.tie, states.loss))
     order = np.argsort(states.cost[:, 0], kind="stable")
+    if states.cost.shape[1] == 1:
+        order = order[_best_of_equal(states.cost[order, 0], states.loss[order])]
     first = states.cost[order, 0]
     same = np.zeros(len(order) + 1, dtype=bool)
     same[1:-1] = first[1:] == first[:-1]
@@ -184,3 +186,10 @@ def _by_cost(states: _States) -> Int64[ndarray, "states"]:
     tied = order[equal]
     order[equal] = tied[np.lexsort((states.tie[tied], states.loss[tied], *states.cost[tied].T[::-1]))]
     return order
+
+
+def _best_of_equal(cost: Int64[ndarray, "states"], loss: Int64[ndarray, "states"]) -> Bool[ndarray, "states"]:
+    """Mask of the states of least loss among those of equal cost, which stand together."""
+    new = np.ones(len(cost), dtype=bool)
+    new[1:] = cost[1:] != cost[:-1]
+    return loss == np.minimum.reduceat(loss, np.flatnonzero(new))[np.cumsum(new) - 1]

@@ -1,8 +1,8 @@
-"""Branch and bound with the bound of `bound.py`: what a sweep alone does not close under several budgets.
+"""Branch and bound with the bound of `bound.py`: for gaps that hold too many plans to be listed at once.
 
 A node forbids some points. Its relaxation is a small linear program whose multipliers give a bound in integers and whose
 mixed unit says where to split: the cheaper half of that unit's points, or the costlier. Reduced costs forbid more; where few
-points are left a sweep finishes the node exactly. Nodes with the least bound come first, and they are counted, not timed.
+sets of moves are left a meeting finishes the node. Nodes with the least bound come first, and they are counted, not timed.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from bitbudget.allocation.multipliers import shortened
 from bitbudget.allocation.problem import Problem
 
 NODE_SETS = 2**16  # of moves in each half of a node's meeting
+NODE_TRIAL = 2**11  # of one that is there to find plans
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,13 @@ class Tree:
             return
         rows = np.flatnonzero(allowed)
         self._propose(node, rows, shares[rows])
-        kept = lower.within(self.best - lower.value)
-        if len(np.unique(node.unit[kept])) < self.problem.units:
-            return  # a unit without a point that could belong to a plan as good as the best
-        met = Meeting(lower, self.best, self.tie).run(NODE_SETS, (2**11,))
+        met = Meeting(lower, self.best, self.tie).run(NODE_SETS, (NODE_TRIAL,))
         if met.rows is not None:
             self._keep(rows[met.rows])
         if met.complete:
             return
         floor = max(floor, met.bound)
+        kept = lower.within(self.best - lower.value)
         for half in _halves(self.problem, rows[kept], shares):
             self.pushed += 1
             heappush(self.open, (floor, self.pushed, half))
