@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from contextlib import suppress
 
 LARGE_BYTES = 4 << 20  # from here on a tensor has pages of its own, which go back to the system with it
 TRIM_BYTES = 4 << 20  # free bytes at the heap's end that go back
@@ -18,3 +19,12 @@ def bound_heap() -> bool:
     return mallopt is not None and bool(
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES) and mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
     )
+
+
+def return_freed_memory() -> None:
+    """glibc keeps what was freed in pieces of up to 32 MiB, and what lies between them, for later: all of it would count in every
+    later peak.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

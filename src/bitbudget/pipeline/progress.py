@@ -1,11 +1,11 @@
 """What a long stage tells about itself while it runs. The command line draws it; a library caller may ignore it."""
 
-import ctypes
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+from bitbudget.pipeline.heap import return_freed_memory
 
 
 @runtime_checkable
@@ -49,11 +49,4 @@ def stage(progress: Progress, name: str, total: int) -> Iterator[Progress]:
         yield progress
     finally:
         progress.finish()
-        _return_freed_memory()
-
-
-def _return_freed_memory() -> None:
-    """glibc keeps up to 64 MiB of freed memory in its heap, which would count in every later stage's peak."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+        return_freed_memory()

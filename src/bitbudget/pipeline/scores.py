@@ -19,6 +19,7 @@ from bitbudget.models.gradients import Factors, GradientStream
 from bitbudget.models.layers import Layer
 from bitbudget.models.stream import BlockStream, States
 from bitbudget.pipeline.calibrate import Calibration, HiddenStates
+from bitbudget.pipeline.heap import return_freed_memory
 from bitbudget.pipeline.offers import Offer
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.rounding import Fitted, fit_all
@@ -158,11 +159,15 @@ class Scoring:
                 for layer in layers:
                     if fits[layer.name]:
                         found[layer.name].append(contract(fits[layer.name], factors[layer.name], layer.shape))
+                del factors
+                return_freed_memory()
         self.stream.free()
         for name, pieces in found.items():
             if pieces:
                 self._save(wave, name, torch.cat(pieces, dim=1))
         self._keep(wave, index, gradients)
+        del fits, hidden, gradients
+        return_freed_memory()
 
     def _head(self, wave: Wave, states: States, kept: HiddenStates) -> None:
         """Through the final norm and the head, whose own layer is contracted on the way."""
@@ -181,6 +186,7 @@ class Scoring:
                 # The head's module: that of a tied matrix is the embedding, of which nothing is loaded.
                 fits = fits or self._fits(head, self.stream.model.get_output_embeddings().weight.detach())
                 pieces.append(contract(fits, [factors], head.shape))
+            return_freed_memory()
         self.stream.free()
         if head is not None and pieces:
             found = torch.cat(pieces, dim=1)
