@@ -6,8 +6,6 @@ import random
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from bitbudget.errors import InputError
 from bitbudget.kernels import QuantEmbedding, QuantLinear, linear, supported_isas, use_kernels
 from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, QuantizedInputs, SharedInputs, rows_of
@@ -15,6 +13,7 @@ from bitbudget.kernels.linear import TiedLinear
 from bitbudget.kernels.packed import growth, misfit
 from bitbudget.rounding import nearest
 from bitbudget.storage import NATIVE, Choice, Shape, StoredWeight
+from torch import Tensor, nn
 
 ISAS = supported_isas()
 pytestmark = pytest.mark.skipif(not ISAS, reason="the package was installed without its CPU kernels")
@@ -23,6 +22,7 @@ CHOICES = (
     "int2:g64", "int3:g32", "int4:g128", "int5:g64", "int6s:g128", "int8:g64", "int3", "int4:zero=real", "int2s:g32:scale=fp32",
     "int4:g32:scale=bf16", "int4:g64:scale=bilevel(6,4x4,offset)", "int8:g64:zeros=byte", "int4:zero=half",
     "int8:g64*10%|int4:g64", "int8:g32*3|int2:g128+outliers:0.5%", "int3:g64+outliers:2%",
+    "int4:g64+outliers:10%", "int8:g64*25%|int4:g64+outliers:15%", "int4:g64+outliers:10%/out=permute",
     "int4:g64/in=scale", "int4:g64+outliers:1%/out=permute", "int8:g64*25%|int4:g64/out=permute", "int4/in=scale/out=scale",
 )  # fmt: skip
 ERROR = {"a8": 2e-2, "a16": 1e-4}  # of the largest output

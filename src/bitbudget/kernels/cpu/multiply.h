@@ -158,6 +158,22 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
   }
 }
 
+// Sums [tokens, count, 16] of `count` tiles from `tile` on, with their outliers, to y.
+template <class V>
+static void write_panel(const Product& product, std::int64_t tile, int count, std::int64_t first_token, std::int64_t tokens,
+                        const float* sums) {
+  const std::int64_t tiles = smaller(count, product.weights.tiles - tile);
+  for (std::int64_t token = 0; token < tokens; ++token)
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      auto y = V::load_fp32(sums + (token * count + t) * kTileRows);
+      if (product.outlier_starts) {
+        const std::int64_t* start = product.outlier_starts + tile + t;
+        y = add_steps<V>(y, product.outliers, start[0], start[1], product.x + (first_token + token) * product.x_stride);
+      }
+      write_rows<V>(product, tile + t, first_token + token, y);
+    }
+}
+
 // Codes of one cell to one byte each, in the order of lines that dot_lines reads: `padded` columns × 16 rows.
 template <class V, int kBits>
 static void unpack_codes(const std::uint8_t* cell, std::int64_t blocks, std::uint8_t* out) {
@@ -170,6 +186,23 @@ static void unpack_codes(const std::uint8_t* cell, std::int64_t blocks, std::uin
     });
     cell += kBits * kLineBytes;
     out += kQuads * kLineBytes;
+  }
+}
+
+// The same for one group of `count` tiles from `tile` on; beyond the last tile it is the last again. lines: where each tile's codes are.
+template <class V, int kBits>
+static void unpack_tiles(const Product& product, std::int64_t tile, int count, std::int64_t group, std::uint8_t* codes,
+                         const std::uint8_t** lines) {
+  const WeightsLayout& layout = product.weights;
+  for (int t = 0; t < count; ++t, codes += layout.groups.padded * kTileRows) {
+    const std::int64_t at = smaller(tile + t, layout.tiles - 1);
+    const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
+    for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + layout.cell_bytes + byte);
+    lines[t] = cell;  // 8-bit codes lie as they are needed
+    if constexpr (kBits != 8) {
+      unpack_codes<V, kBits>(cell, layout.blocks, codes);
+      lines[t] = codes;
+    }
   }
 }
 
@@ -242,31 +275,13 @@ static void multiply_panel(const Product& product, std::int64_t tile, std::int64
   std::memset(scratch.y, 0, static_cast<std::size_t>(tokens * V::kTiles * kTileRows) * sizeof(float));
   for (std::int64_t group = 0; group < layout.groups.count; ++group) {
     const std::uint8_t* lines[V::kTiles];
-    for (int t = 0; t < V::kTiles; ++t) {
-      const std::int64_t at = smaller(tile + t, layout.tiles - 1);
-      const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
-      lines[t] = cell;
-      for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + layout.cell_bytes + byte);
-      if constexpr (kBits != 8) {
-        std::uint8_t* codes = scratch.codes + t * layout.groups.padded * kTileRows;
-        unpack_codes<V, kBits>(cell, layout.blocks, codes);
-        lines[t] = codes;
-      }
-    }
+    unpack_tiles<V, kBits>(product, tile, V::kTiles, group, scratch.codes, lines);
     for (std::int64_t index = first; index < last; ++index) {
       const TokenBlock block = product.inputs.block(index);
       multiply_tokens<V, kBits, kResidual>(product, tile, group, lines, block, scratch.y + (block.first - origin) * V::kTiles * kTileRows);
     }
   }
-  for (std::int64_t token = 0; token < tokens; ++token)
-    for (std::int64_t t = 0; t < smaller(V::kTiles, layout.tiles - tile); ++t) {
-      auto y = V::load_fp32(scratch.y + (token * V::kTiles + t) * kTileRows);
-      if (product.outlier_starts) {
-        const std::int64_t* start = product.outlier_starts + tile + t;
-        y = add_steps<V>(y, product.outliers, start[0], start[1], product.x + (origin + token) * product.x_stride);
-      }
-      write_rows<V>(product, tile + t, origin + token, y);
-    }
+  write_panel<V>(product, tile, V::kTiles, origin, tokens, scratch.y);
 }
 
 template <class V, int kBits, bool kResidual>
@@ -338,8 +353,7 @@ static void multiply(const Product& product) {
 template <class V>
 static void quantize(const Quantization& task) {
   const std::int64_t groups = task.inputs.groups.count, padded = task.inputs.groups.padded;
-  const std::int64_t work = task.inputs.n * groups * padded;
-  const int threads = work < (std::int64_t{1} << 17) ? 1 : task.threads;  // below, waking a thread takes longer
+  const int threads = task.threads;
   const Memory memory(threads * 2 * padded);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; ++thread) {
