@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from bitbudget.kernels import best_isa, supported_isas
 from bitbudget.kernels.extension import ISAS, compiled
 

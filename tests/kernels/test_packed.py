@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from bitbudget.errors import InputError
 from bitbudget.kernels import QuantEmbedding, QuantLinear, linear, supported_isas, use_kernels
 from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, QuantizedInputs, SharedInputs, rows_of
@@ -13,7 +15,6 @@ from bitbudget.kernels.linear import TiedLinear
 from bitbudget.kernels.packed import growth, misfit
 from bitbudget.rounding import nearest
 from bitbudget.storage import NATIVE, Choice, Shape, StoredWeight
-from torch import Tensor, nn
 
 ISAS = supported_isas()
 pytestmark = pytest.mark.skipif(not ISAS, reason="the package was installed without its CPU kernels")

@@ -120,7 +120,10 @@ def _check(
     )
     _require(len(orders) == len(packed) + bool(outliers), "an order for each part, and for the outliers")
     matrix = [] if within else outliers
-    dtypes = [(torch.uint8, [*packed, *(outliers if within else [])]), (torch.int32, [*orders, *matrix[:2]])]
+    dtypes: list[tuple[torch.dtype, Sequence[Tensor]]] = [
+        (torch.uint8, [*packed, *(outliers if within else [])]),
+        (torch.int32, [*orders, *matrix[:2]]),
+    ]
     dtypes.append((torch.float32, matrix[2:]))
     dtypes.append((torch.float32, [] if bias is None else [bias]))
     for dtype, tensors in dtypes:
