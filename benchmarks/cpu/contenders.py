@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from bitbudget.kernels import QuantLinear, use_kernels
 from bitbudget.storage import NATIVE, Choice, StoredWeight
-from torch import Tensor
 
 ROTATED_BYTES = 256 << 20  # more than any cache: no weight is met again before all others were read
 GROUP = 128

@@ -19,11 +19,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
 
 import torch
+from contenders import any_weight
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitbudget.kernels import QuantLinear, use_kernels
-from contenders import any_weight
 
 HERE = Path(__file__).parent
 KERNELS = ("reference", "a16", "a8")
@@ -45,7 +45,9 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
                 print(found[-1], flush=True)
-    (HERE / "results" / f"{asked.name}.json").write_text(json.dumps({"blocks": asked.blocks, "runs": found}, indent=1) + "\n")
+    (HERE / "results" / f"{asked.name}.json").write_text(
+        json.dumps({"blocks": asked.blocks, "runs": found}, indent=1) + "\n"
+    )
     (HERE / "results" / f"{asked.name}.md").write_text(table(asked.blocks, found))
 
 

@@ -23,10 +23,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")  # before torch: the machine 
 
 import contenders as c
 import torch
-from bitbudget.kernels import best_isa
-from bitbudget.pipeline.bench import bandwidth
 from llama import llama_cpp
 from products_report import plot, table
+
+from bitbudget.kernels import best_isa
+from bitbudget.pipeline.bench import bandwidth
 
 HERE = Path(__file__).parent
 WIDTHS = (2, 3, 4, 8)
