@@ -19,7 +19,6 @@
 namespace bitbudget {
 
 static constexpr std::int64_t kAhead = 2048;             // bytes that a stream of codes is fetched ahead of its use
-static constexpr std::int64_t kOutliersAhead = 512;     // the same for outliers
 static constexpr int kNarrow = 4;                        // up to so many streams are multiplied while codes are in registers
 static constexpr std::int64_t kCachedInputs = 768 << 10;  // bytes of inputs that are meant to stay in the second-level cache
 
@@ -68,9 +67,9 @@ static BITBUDGET_INLINE void write_rows(const Product& product, std::int64_t til
     for (std::int64_t i = 0; i < count; ++i) out[first + i] = y[i];
 }
 
-// Σ code · q of one cell for each of kStreams streams; codes are masked in registers and never stored.
+// Σ code · q of one cell for each of kStreams streams; codes are masked in registers and never stored. Bytes `ahead` are fetched.
 template <class V, int kBits, int kStreams>
-static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_t* x, std::int64_t blocks,
+static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, std::int64_t ahead, const std::int8_t* x, std::int64_t blocks,
                                       typename V::Sums (&result)[kStreams]) {
   constexpr bool kInPlace = V::kWholeBytes && classes(kBits) * kStreams <= V::kClassSums;
   constexpr int kClasses = kInPlace ? classes(kBits) : 1;
@@ -82,7 +81,7 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
     typename V::Codes line[kBits];
     unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA {
       line[i] = V::load(cell + i * kLineBytes);
-      V::fetch(cell + i * kLineBytes + kAhead);
+      V::fetch(cell + i * kLineBytes + ahead);
     });
     unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
       constexpr int kQuad = decltype(quad)::value, kClass = kInPlace ? class_of(kBits, kQuad) : 0;
@@ -104,13 +103,13 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
   });
 }
 
-// Steps [first, last) of a tile's outliers for one token.
+// Steps [first, last) of a tile's outliers for one token; the steps `ahead` of them are fetched.
 template <class V>
 static BITBUDGET_INLINE typename V::Floats add_steps(typename V::Floats y, const std::uint8_t* steps, std::int64_t first, std::int64_t last,
-                                                     const float* x) {
+                                                     std::int64_t ahead, const float* x) {
   for (std::int64_t step = first; step < last; ++step) {
     const std::uint8_t* line = steps + step * kLineBytes;
-    V::fetch(line + kOutliersAhead);
+    V::fetch(line + ahead * kLineBytes);
     y = V::add_product(y, V::load_fp16(line + kTileRows * 2), V::gather(x, line));
   }
   return y;
@@ -131,9 +130,12 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
       const float* scales = product.scales + group * kTokens;
       const float* input_sums = product.sums + group * kTokens;
       const std::uint8_t* cell = product.packed + first * layout.tile_bytes + group * layout.cell_bytes;
+      // What follows the end of a tile here is the tile after those that are walked now.
+      const bool ends = (group + 1) * layout.cell_bytes + kAhead > layout.tile_bytes;
+      const std::int64_t ahead = kAhead + (ends ? (V::kWalk - 1) * layout.tile_bytes : 0);
       for (int t = 0; t < walk; ++t, cell += layout.tile_bytes) {
         typename V::Sums sums[kStreams];
-        dot_cell<V, kBits, kStreams>(cell, x, layout.blocks, sums);
+        dot_cell<V, kBits, kStreams>(cell, ahead, x, layout.blocks, sums);
         typename V::Floats scale, zero;
         load_parameters<V>(layout, cell, scale, zero);
         unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
@@ -147,9 +149,10 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
         if (product.outlier_starts) {  // a share with every group, so that they fill the waits for codes
           const std::int64_t* start = product.outlier_starts + first + t;
           const std::int64_t steps = start[1] - start[0], groups = layout.groups.count;
+          const std::int64_t next = first + t + V::kWalk < layout.tiles ? start[V::kWalk] - start[0] : 0;
           for (int token = 0; token < kTokens; ++token)
             y[t][token] = add_steps<V>(y[t][token], product.outliers, start[0] + steps * group / groups,
-                                       start[0] + steps * (group + 1) / groups, product.x + token * product.x_stride);
+                                       start[0] + steps * (group + 1) / groups, next, product.x + token * product.x_stride);
         }
       }
     }
@@ -168,7 +171,7 @@ static void write_panel(const Product& product, std::int64_t tile, int count, st
       auto y = V::load_fp32(sums + (token * count + t) * kTileRows);
       if (product.outlier_starts) {
         const std::int64_t* start = product.outlier_starts + tile + t;
-        y = add_steps<V>(y, product.outliers, start[0], start[1], product.x + (first_token + token) * product.x_stride);
+        y = add_steps<V>(y, product.outliers, start[0], start[1], 0, product.x + (first_token + token) * product.x_stride);
       }
       write_rows<V>(product, tile + t, first_token + token, y);
     }
