@@ -5,6 +5,7 @@ every copy. Whoever is not installed, or does not know the case, says why.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -112,21 +113,20 @@ def torch_int8(case: Case) -> Contender:
 
 def torch_dynamic(case: Case) -> Contender:
     """quantized::linear_dynamic (FBGEMM): a scale a row, activations rounded to int8 at run time."""
-    try:
-        weight = torch.quantize_per_channel(
-            torch.randn(case.rows, case.columns),
-            torch.rand(case.rows) * 0.01 + 0.001,
-            torch.zeros(case.rows),
-            0,
-            torch.qint8,
-        )
-        packed = [
-            torch.ops.quantized.linear_prepack(weight, None) for _ in range(case.copies(case.rows * case.columns))
-        ]
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        raise Absent(f"torch {torch.__version__}: {str(error).splitlines()[0]}") from error
+    weight, scales = torch.randn(case.rows, case.columns), torch.rand(case.rows, dtype=torch.float64) * 0.01 + 0.01
     x = torch.randn(case.tokens, case.columns)
     multiply = torch.ops.quantized.linear_dynamic
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that quantized tensors are going to be removed
+            zeros = torch.zeros(case.rows, dtype=torch.int64)
+            quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        packed = [torch.ops.quantized.linear_prepack(quantized, None) for _ in range(case.copies(weight.numel()))]
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        raise Absent(f"torch {torch.__version__}: {str(error).splitlines()[0]}") from error
+    # Of other dtypes of scales and zeros it makes zeros, at once.
+    exact, found = x[:1] @ quantized.dequantize().T, multiply(x[:1], packed[0], True)
+    assert float((found - exact).norm() / exact.norm()) < 0.1
     return Contender(lambda: [multiply(x, each, True) for each in packed], len(packed), case.rows * (case.columns + 8))
 
 

@@ -45,6 +45,7 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))
                 print(found[-1], flush=True)
+    (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"{asked.name}.json").write_text(
         json.dumps({"blocks": asked.blocks, "runs": found}, indent=1) + "\n"
     )

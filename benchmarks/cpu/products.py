@@ -2,9 +2,11 @@
 
 python benchmarks/cpu/products.py [--tokens 1 8 512] [--threads 1 2] [--shapes 4096x4096 11008x4096] [--rounds 9] [--name NAME]
 
+The machine has to be idle: where another program wants a core, two threads wait for each other and all times are worthless.
 All contenders of a case run alternately in one sitting, a pass over every copy of the matrix at a time, with 256 MiB of copies
 so that weights come from memory. Recorded are medians of the passes, ratios of the best peer's median to ours, the machine's
-bandwidth and multiply-add rate measured before and after each case, and a roofline plot: results/NAME.json, .md, .png.
+bandwidth and rate of VNNI multiply-adds (AMX can be above it) measured before and after each case, and a roofline plot:
+results/NAME.json, .md, .png.
 """
 
 import argparse
@@ -129,6 +131,7 @@ def operations(threads: int) -> float | None:
 
 def save(name: str, cases: list[dict[str, Any]]) -> None:
     document = {"machine": machine(), "cases": cases}
+    (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     (HERE / "results" / f"{name}.md").write_text(table(document))
     plot(document, HERE / "results" / f"{name}.png")

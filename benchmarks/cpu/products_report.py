@@ -18,7 +18,7 @@ THREE_BITS_AGAINST_Q3_K = {
 
 COLUMNS = (
     "rows × columns", "tokens", "threads", "bits", "ours a8", "ours a16", "best peer", "by", "ratio a8", "aim", "ratio a16",
-    "GB/s", "of memory", "of multiply-adds",
+    "GB/s", "of memory", "of VNNI",
 )  # fmt: skip
 
 
