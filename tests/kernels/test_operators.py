@@ -15,7 +15,8 @@ from bitbudget.kernels.operators import packed_linear
 
 pytestmark = pytest.mark.skipif(not supported_isas(), reason="the package was installed without its CPU kernels")
 
-CHOICES = ("int4:g64", "int3:g32+outliers:1%", "int8:g64*10%|int4:g64+outliers:1%")
+# The outliers of the last are packed with the dense part; those before are so few that they stay a matrix.
+CHOICES = ("int4:g64", "int3:g32+outliers:5", "int8:g64*10%|int4:g64+outliers:5", "int4:g64+outliers:12%")
 
 
 def module_of(text: str, rounded, bias: bool = True) -> QuantLinear:
@@ -28,24 +29,19 @@ def arguments(text: str, rounded) -> dict[str, Any]:
     """What the module gives the operator."""
     module = module_of(text, rounded)
     assert module.packed is not None
-    parts, sparse = module.packed.parts, module.packed.residual
-    own = torch.empty(0, dtype=torch.int32)
+    packed, layouts, outliers, orders = module.packed.operands()
     return {
         "x": torch.randn(3, 2, 128, generator=torch.Generator().manual_seed(1)),
-        "packed": [part.packed for part in parts],
-        "layouts": [number for part in parts for number in _numbers(part.layout)],
-        "outliers": [] if sparse is None else [sparse.row_pointers, sparse.columns, sparse.values],
-        "orders": [own if part.order is None else part.order for part in (*parts, *([sparse] if sparse else []))],
+        "packed": packed,
+        "layouts": layouts,
+        "outliers": outliers,
+        "orders": orders,
         "bias": None if module.bias is None else module.bias.detach(),
         "in_features": 128,
         "out_features": 50,
         "isa": module.packed.isa,
         "activations": 1,
     }
-
-
-def _numbers(layout: Any) -> tuple[int, int, int, int]:
-    return layout.rows, layout.group, layout.bits, layout.parameters
 
 
 @pytest.mark.parametrize("text", CHOICES)
@@ -98,6 +94,22 @@ def test_outliers_that_are_no_matrix(rounded) -> None:
         damaged[0] = value
         with pytest.raises(ValueError, match="no sparse matrix"):
             packed_linear(**(given | {"outliers": [pointers, damaged, values]}))
+
+
+def test_packed_outliers_that_are_none(rounded) -> None:
+    given = arguments(CHOICES[3], rounded)
+    (packed,) = given["outliers"]
+    assert packed.dtype == torch.uint8
+    for place, value in ((0, 1), (8, 200), (-64, 255), (-63, 255)):
+        damaged = packed.clone()
+        damaged[place] = value
+        if place == -64:  # a column beyond x
+            damaged[-63] = 255
+        with pytest.raises(ValueError, match="no packed outliers"):
+            packed_linear(**(given | {"outliers": [damaged]}))
+    for wrong in (packed[:-64], packed[:64], packed[64:], torch.cat([packed, packed])):
+        with pytest.raises(ValueError, match="no packed outliers"):
+            packed_linear(**(given | {"outliers": [wrong.clone()]}))
 
 
 def test_any_arguments_give_numbers_or_an_error(rounded) -> None:

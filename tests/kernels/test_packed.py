@@ -23,6 +23,7 @@ CHOICES = (
     "int2:g64", "int3:g32", "int4:g128", "int5:g64", "int6s:g128", "int8:g64", "int3", "int4:zero=real", "int2s:g32:scale=fp32",
     "int4:g32:scale=bf16", "int4:g64:scale=bilevel(6,4x4,offset)", "int8:g64:zeros=byte", "int4:zero=half",
     "int8:g64*10%|int4:g64", "int8:g32*3|int2:g128+outliers:0.5%", "int3:g64+outliers:2%",
+    "int4:g64+outliers:10%", "int8:g64*25%|int4:g64+outliers:15%", "int4:g64+outliers:10%/out=permute",
     "int4:g64/in=scale", "int4:g64+outliers:1%/out=permute", "int8:g64*25%|int4:g64/out=permute", "int4/in=scale/out=scale",
 )  # fmt: skip
 ERROR = {"a8": 2e-2, "a16": 1e-4}  # of the largest output

@@ -77,6 +77,21 @@ def quantize_inputs(
     inputs_bytes: int,
     threads: int,
 ) -> None: ...
+def packed_outliers_size(
+    rows: int, pointers: int, pointers_bytes: int, columns: int, columns_bytes: int, values: int, values_bytes: int
+) -> int: ...
+def pack_outliers(
+    rows: int,
+    pointers: int,
+    pointers_bytes: int,
+    columns: int,
+    columns_bytes: int,
+    values: int,
+    values_bytes: int,
+    packed: int,
+    packed_bytes: int,
+) -> None: ...
+def are_outliers(rows: int, columns: int, packed: int, bytes: int) -> bool: ...
 def matmul(
     isa: int,
     rows: int,
@@ -98,6 +113,11 @@ def matmul(
     y_bytes: int,
     out: int,
     threads: int,
+    outliers: int,
+    outliers_bytes: int,
+    x: int,
+    x_bytes: int,
+    stride: int,
 ) -> None: ...
 def add_outliers(
     x: int,

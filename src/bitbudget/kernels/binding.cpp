@@ -276,10 +276,59 @@ const std::int32_t* order_at(std::uintptr_t address, std::size_t given, std::int
   return order;
 }
 
+std::int64_t tiles_of(std::int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+// Row pointers [rows + 1] that begin at 0, do not fall, and end at `count`.
+const std::int32_t* pointers_at(std::uintptr_t address, std::size_t given, std::int64_t rows, std::int64_t count) {
+  require(rows > 0 && rows <= kLargest, "no rows");
+  const auto* pointers = at<std::int32_t>(address, given, sizeof(std::int32_t) * static_cast<std::size_t>(rows + 1), "too few row pointers");
+  require(pointers[0] == 0 && pointers[rows] == count, "row pointers do not span the values");
+  for (std::int64_t row = 0; row < rows; ++row) require(pointers[row] <= pointers[row + 1], "row pointers fall");
+  return pointers;
+}
+
+// Bytes that outliers take packed into the product, or 0 where they cannot be. Columns are int32, values fp32, `count` of both.
+std::size_t packed_outliers_size(std::int64_t rows, std::uintptr_t pointers, std::size_t pointers_bytes, std::uintptr_t columns,
+                                 std::size_t columns_bytes, std::uintptr_t values, std::size_t values_bytes) {
+  const std::int64_t count = static_cast<std::int64_t>(values_bytes / sizeof(float));
+  const auto* starts = pointers_at(pointers, pointers_bytes, rows, count);
+  const auto* places = at<std::int32_t>(columns, columns_bytes, values_bytes, "too few columns");
+  if (!bitbudget::packable_outliers(places, at<float>(values, values_bytes, values_bytes, "no values"), count)) return 0;
+  return bitbudget::packed_outliers_size(rows, starts);
+}
+
+void pack_outliers(std::int64_t rows, std::uintptr_t pointers, std::size_t pointers_bytes, std::uintptr_t columns,
+                   std::size_t columns_bytes, std::uintptr_t values, std::size_t values_bytes, std::uintptr_t packed,
+                   std::size_t packed_bytes) {
+  const std::size_t needed = packed_outliers_size(rows, pointers, pointers_bytes, columns, columns_bytes, values, values_bytes);
+  require(needed > 0, "outliers that cannot be packed");
+  bitbudget::pack_outliers(rows, reinterpret_cast<const std::int32_t*>(pointers), reinterpret_cast<const std::int32_t*>(columns),
+                           reinterpret_cast<const float*>(values), aligned(packed, packed_bytes, needed, "too few bytes for outliers"));
+}
+
+// Whether these are bytes that pack_outliers writes for a weight [rows, columns]: nothing outside them and x is going to be read.
+bool are_outliers(std::int64_t rows, std::int64_t columns, std::uintptr_t packed, std::size_t bytes) {
+  if (rows <= 0 || rows > kLargest || packed == 0 || packed % kAlignment != 0) return false;
+  const std::int64_t tiles = tiles_of(rows);
+  const std::int64_t offset = bitbudget::outlier_steps_offset(tiles), held = static_cast<std::int64_t>(bytes);
+  if (offset > held || (held - offset) % bitbudget::kLineBytes != 0) return false;
+  const auto* starts = reinterpret_cast<const std::int64_t*>(packed);
+  const std::int64_t steps = (held - offset) / bitbudget::kLineBytes;
+  for (std::int64_t tile = 0; tile < tiles; ++tile)
+    if (starts[tile] > starts[tile + 1]) return false;
+  if (starts[0] != 0 || starts[tiles] != steps) return false;
+  const auto* entries = reinterpret_cast<const std::uint16_t*>(packed + static_cast<std::uintptr_t>(offset));
+  for (std::int64_t step = 0; step < steps; ++step)
+    for (std::int64_t row = 0; row < kTileRows; ++row)
+      if (entries[step * 2 * kTileRows + row] >= columns) return false;
+  return true;
+}
+
 void matmul(int isa_number, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t packed,
             std::size_t packed_bytes, std::uintptr_t inputs, std::size_t inputs_bytes, std::int64_t n, int activations,
             std::uintptr_t bias, std::size_t bias_bytes, std::uintptr_t order, std::size_t order_bytes, std::uintptr_t y,
-            std::size_t y_bytes, std::int64_t out, int threads) {
+            std::size_t y_bytes, std::int64_t out, int threads, std::uintptr_t outliers, std::size_t outliers_bytes, std::uintptr_t x,
+            std::size_t x_bytes, std::int64_t stride) {
   const Isa isa = isa_of(isa_number);
   const Shape shape = checked(isa, rows, columns, group, bits, parameters);
   const void* weight = aligned(packed, packed_bytes, bitbudget::packed_size(isa, shape), "too few packed bytes");
@@ -288,8 +337,16 @@ void matmul(int isa_number, std::int64_t rows, std::int64_t columns, std::int64_
   const std::int32_t* places = order_at(order, order_bytes, rows, out);
   const float* added = bias == 0 ? nullptr : at<float>(bias, bias_bytes, sizeof(float) * static_cast<std::size_t>(rows), "too few biases");
   float* result = at<float>(y, y_bytes, strided(n, out, out), "too few bytes for y");
+  bitbudget::Outliers sparse{};
+  if (outliers != 0) {
+    const auto offset = static_cast<std::size_t>(bitbudget::outlier_steps_offset(tiles_of(rows)));
+    sparse = {aligned(outliers, outliers_bytes, offset, "too few bytes of outliers"), at<float>(x, x_bytes, strided(n, stride, columns), "too few bytes of x"), stride};
+    const std::int64_t steps = static_cast<const std::int64_t*>(sparse.packed)[tiles_of(rows)];
+    require(steps >= 0 && static_cast<std::size_t>(steps) <= (outliers_bytes - offset) / bitbudget::kLineBytes, "too few bytes of outliers");
+  }
   if (n > 0)
-    bitbudget::matmul(isa, shape, weight, quantized, n, activations_of(activations), added, places, result, out, threads_of(threads));
+    bitbudget::matmul(isa, shape, weight, quantized, n, activations_of(activations), added, places, result, out, threads_of(threads),
+                      outliers != 0 ? &sparse : nullptr);
 }
 
 void add_outliers(std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::int64_t stride, std::int64_t columns,
@@ -354,6 +411,9 @@ NB_MODULE(_cpu, module) {
   module.def("exact_parameters", &exact_parameters);
   module.def("dequantize_inputs", &dequantize_inputs);
   module.def("quantize_inputs", &quantize_inputs, Released());
+  module.def("packed_outliers_size", &packed_outliers_size);
+  module.def("pack_outliers", &pack_outliers);
+  module.def("are_outliers", &are_outliers);
   module.def("matmul", &matmul, Released());
   module.def("add_outliers", &add_outliers, Released());
   module.def("read", &read_array, Released());

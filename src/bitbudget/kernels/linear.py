@@ -33,6 +33,7 @@ class QuantModule(nn.Module):
 
     weight: Tensor
     packed: PackedLinear | None
+    looked_up = False  # whether rows are read one by one, too
     activations: int = 0  # the number of the format that the packed kernels round activations to
 
     def __init__(
@@ -96,7 +97,7 @@ class QuantModule(nn.Module):
         reason = misfit(weight, isa)
         if reason is None:
             self.activations = ACTIVATIONS.index(activations)
-            self.packed = PackedLinear(weight, isa, shared)
+            self.packed = PackedLinear(weight, isa, shared, self.looked_up)
             del weight
             for part in self._parts():
                 part.release(mapped)
@@ -192,6 +193,8 @@ class QuantEmbedding(QuantModule):
     `multiplier` is what the replaced module multiplies its rows with. A tensor is rounded to the rows' dtype first, as
     Gemma does with √hidden; a number is not.
     """
+
+    looked_up = True
 
     def __init__(
         self,

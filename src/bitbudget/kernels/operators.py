@@ -11,7 +11,15 @@ from torch import Tensor
 
 from bitbudget.kernels.extension import ISAS
 from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, InputFormat, QuantizedInputs, rows_of
-from bitbudget.kernels.products import CodeLayout, Destination, add_sparse, is_sparse_matrix, multiply
+from bitbudget.kernels.products import (
+    CodeLayout,
+    Destination,
+    Sparse,
+    add_sparse,
+    are_outliers,
+    is_sparse_matrix,
+    multiply,
+)
 
 SCHEMA = (
     "(Tensor x, Tensor[] packed, int[] layouts, Tensor[] outliers, Tensor[] orders, Tensor? bias, "
@@ -34,9 +42,10 @@ def packed_linear(  # noqa: PLR0913 -- an operator's arguments are tensors and n
 ) -> Tensor:
     """x Ŵᵀ + bias, fp32 [..., out].
 
-    x: [..., in], fp32, bf16 or fp16. packed: bytes of each dense part; layouts: rows, group size, bits and parameters of each.
-    outliers: none, or row pointers, columns and values. orders: of each part and then of the outliers, the output of its
-    rows, int32, or an empty tensor for the rows' own numbers. bias: fp32 [out]. isa, activations: by number.
+    x: [..., in], fp32, bf16 or fp16. packed: bytes of each dense part; layouts: rows, group size, bits and parameters of
+    each. outliers: none; or bytes for each dense part; or row pointers, columns and values. orders: of each part and then of
+    the outliers, the output of its rows, int32, or an empty tensor for the rows' own numbers. bias: fp32 [out]. isa,
+    activations: by number.
 
     Raises:
         ValueError, TypeError: tensors or numbers that do not fit.
@@ -46,12 +55,13 @@ def packed_linear(  # noqa: PLR0913 -- an operator's arguments are tensors and n
     _require(0 <= isa < len(ISAS) and 0 <= activations < len(ACTIVATIONS) and out_features >= 0, "numbers out of range")
     rows, columns = rows_of(x), x.shape[-1]
     y = torch.zeros(len(rows), out_features)
-    shaped = [tuple(layouts[start : start + 4]) for start in range(0, len(layouts), 4)]
-    for tensor, (count, group, bits, parameters), order in zip(packed, shaped, orders, strict=False):
+    for place, (tensor, order) in enumerate(zip(packed, orders, strict=False)):
+        count, group, bits, parameters = layouts[4 * place : 4 * place + 4]
         inputs = QuantizedInputs.of(rows, InputFormat(isa, columns, group, activations))
         layout = CodeLayout(isa, count, columns, group, bits, parameters)
-        multiply(layout, tensor, inputs, _of_rows(bias, order), Destination(y, order if order.numel() else None))
-    if outliers:
+        destination = Destination(y, order if order.numel() else None)
+        multiply(layout, tensor, inputs, _of_rows(bias, order), destination, _sparse(layout, outliers, place, rows))
+    if outliers and not _within(outliers):
         pointers, places, values = outliers
         _require(is_sparse_matrix(pointers, places, values.numel(), columns), "outliers are no sparse matrix")
         add_sparse(rows, pointers, places, values, Destination(y, orders[-1] if orders[-1].numel() else None))
@@ -74,6 +84,18 @@ def _(  # noqa: PLR0913 -- as the operator
     return x.new_empty((*x.shape[:-1], out_features), dtype=torch.float32)
 
 
+def _within(outliers: Sequence[Tensor]) -> bool:
+    """Whether outliers are packed with the dense parts."""
+    return bool(outliers) and outliers[0].dtype == torch.uint8
+
+
+def _sparse(layout: CodeLayout, outliers: Sequence[Tensor], place: int, rows: Tensor) -> Sparse | None:
+    if not _within(outliers):
+        return None
+    _require(are_outliers(layout, outliers[place]), "these are no packed outliers of this part")
+    return Sparse(outliers[place], rows)
+
+
 def _of_rows(bias: Tensor | None, order: Tensor) -> Tensor | None:
     if bias is None or not order.numel():
         return bias
@@ -91,9 +113,18 @@ def _check(
 ) -> None:
     _require(x.dim() >= 1 and x.dtype in RUN_IN, "x is fp32, bf16 or fp16 of at least one dimension")
     _require(len(layouts) == 4 * len(packed), "rows, group size, bits and parameters for each part")
-    _require(len(outliers) in (0, 3), "outliers are row pointers, columns and values")
+    within = _within(outliers)
+    _require(
+        len(outliers) in (0, len(packed) if within else 3),
+        "outliers are bytes for each part, or a matrix of three tensors",
+    )
     _require(len(orders) == len(packed) + bool(outliers), "an order for each part, and for the outliers")
-    dtypes = [(torch.uint8, packed), (torch.int32, [*orders, *outliers[:2]]), (torch.float32, outliers[2:])]
+    matrix = [] if within else outliers
+    dtypes: list[tuple[torch.dtype, Sequence[Tensor]]] = [
+        (torch.uint8, [*packed, *(outliers if within else [])]),
+        (torch.int32, [*orders, *matrix[:2]]),
+    ]
+    dtypes.append((torch.float32, matrix[2:]))
     dtypes.append((torch.float32, [] if bias is None else [bias]))
     for dtype, tensors in dtypes:
         for tensor in tensors:

@@ -18,13 +18,16 @@ from bitbudget.kernels.operators import packed_linear
 from bitbudget.kernels.products import (
     CodeLayout,
     Destination,
+    Sparse,
     add_sparse,
     exact_parameters,
     is_sparse_matrix,
     lookup,
     multiply,
     pack,
+    pack_outliers,
     unpack,
+    unpack_outliers,
 )
 from bitbudget.kernels.tensors import StoredTensors
 from bitbudget.storage import Choice, DensePart, OutlierPart, Part, Shape, StoredWeight
@@ -41,6 +44,7 @@ class PackedDense(StoredTensors):
 
     packed: Tensor
     order: Tensor | None
+    sparse: Tensor | None  # packed outliers of its rows
 
     def __init__(self, part: DensePart, isa: int, order: Tensor | None) -> None:
         super().__init__()
@@ -54,6 +58,7 @@ class PackedDense(StoredTensors):
             "packed", pack(self.layout, part.stored["codes"].contiguous(), scale, zero), persistent=False
         )
         self.register_buffer("order", order, persistent=False)
+        self.register_buffer("sparse", None, persistent=False)
         self.kept = tuple(name for name in part.stored if name not in {"codes", *found_again(grid)})
         for name in self.kept:  # copied, so that no file stays in memory for them
             self.register_buffer(f"kept_{name}", part.stored[name].clone(), persistent=False)
@@ -80,32 +85,66 @@ class PackedDense(StoredTensors):
 
 
 class PackedOutliers(StoredTensors):
-    """A sparse residual in the numbers that the kernel reads: int32 and fp32."""
+    """A sparse residual. Where they fit, its entries are packed with the dense parts whose rows they are in (`within`), and are
+    added in the same product; else they are CSR in the numbers that the kernel of their own reads, int32 and fp32.
+    """
 
     row_pointers: Tensor
-    columns: Tensor
-    values: Tensor
     order: Tensor | None
 
-    def __init__(self, part: OutlierPart, order: Tensor | None) -> None:
+    def __init__(self, part: OutlierPart, order: Tensor | None, within: "list[PackedDense]") -> None:
         super().__init__()
-        self.format, self.shape = part.format, part.shape
+        self.format, self.shape, self.within = part.format, part.shape, within
         self.register_buffer("row_pointers", part.stored["row_pointers"].clone(), persistent=False)
-        self.register_buffer("columns", part.stored["columns"].to(torch.int32, copy=True), persistent=False)
-        self.register_buffer("values", part.stored["values"].to(torch.float32, copy=True), persistent=False)
         self.register_buffer("order", order, persistent=False)
+        columns = part.stored["columns"].to(torch.int32, copy=True)
+        values = part.stored["values"].to(torch.float32, copy=True)
+        made = [self._packed(dense, columns, values) for dense in within]
+        if not made or any(packed is None for packed in made):
+            self.within = []
+            self.register_buffer("columns", columns, persistent=False)
+            self.register_buffer("values", values, persistent=False)
+        for dense, packed in zip(self.within, made, strict=False):
+            dense.register_buffer("sparse", packed, persistent=False)
+
+    def _packed(self, dense: "PackedDense", columns: Tensor, values: Tensor) -> Tensor | None:
+        pointers, entries = self._entries(dense)
+        most = ENTRY_BYTES * len(entries) + ORDER_BYTES * dense.layout.rows
+        return pack_outliers(pointers, columns[entries].contiguous(), values[entries].contiguous(), most)
+
+    def _entries(self, dense: "PackedDense") -> tuple[Tensor, Tensor]:
+        """Row pointers, int32, of a dense part's rows alone, and the places of their entries in the whole matrix."""
+        index, pointers = dense._buffers.get("kept_rows"), self.row_pointers.to(torch.int64)
+        rows = torch.arange(dense.layout.rows) if index is None else index.to(torch.int64)
+        counts = pointers[rows + 1] - pointers[rows]
+        own = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        shift = (pointers[rows] - own[:-1]).repeat_interleave(counts)
+        return own.to(torch.int32), torch.arange(int(own[-1])) + shift
 
     def stored(self) -> dict[str, Tensor]:
         """The part's stored tensors, bit for bit."""
+        columns, values = self._matrix()
         return {
-            "values": self.values.to(self.format.values.dtype),
-            "columns": self.columns.to(index_dtype(self.shape[1])),
+            "values": values.to(self.format.values.dtype),
+            "columns": columns.to(index_dtype(self.shape[1])),
             "row_pointers": self.row_pointers,
         }
 
+    def _matrix(self) -> tuple[Tensor, Tensor]:
+        """Columns and values, int32 and fp32."""
+        if not self.within:
+            return self.get_buffer("columns"), self.get_buffer("values")
+        count = int(self.row_pointers[-1])
+        columns, values = torch.empty(count, dtype=torch.int32), torch.empty(count)
+        for dense in self.within:
+            pointers, entries = self._entries(dense)
+            columns[entries], values[entries] = unpack_outliers(pointers, dense.get_buffer("sparse"))
+        return columns, values
+
     def add_to(self, tile: Tensor, rows: Tensor) -> None:
         """Adds the residual of some rows of the weight, int64, to an fp32 tile [n, in]."""
-        tensors = {"row_pointers": self.row_pointers, "columns": self.columns, "values": self.values}
+        columns, values = self._matrix()
+        tensors = {"row_pointers": self.row_pointers, "columns": columns, "values": values}
         OutlierPart(self.format, self.shape, tensors).add_to(tile, rows)
 
 
@@ -115,7 +154,8 @@ class PackedLinear(nn.Module):
     input_map: StoredTensors
     output_map: StoredTensors
 
-    def __init__(self, weight: StoredWeight, isa: str, shared: SharedInputs) -> None:
+    def __init__(self, weight: StoredWeight, isa: str, shared: SharedInputs, looked_up: bool = False) -> None:
+        """looked_up: rows are going to be decoded, as an embedding's are, so outliers have to be at hand by themselves."""
         super().__init__()
         self.shape, self.isa, self.shared = weight.shape, ISAS.index(isa), shared
         self.names = weight.names
@@ -128,7 +168,7 @@ class PackedLinear(nn.Module):
                 self.parts.append(PackedDense(part, self.isa, order))
                 self.add_module(name, self.parts[-1])
             else:
-                self.residual = PackedOutliers(part, order)
+                self.residual = PackedOutliers(part, order, [] if looked_up else self.parts)
         for group, tensors in (("input_map", weight.input_map), ("output_map", weight.output_map)):
             self.add_module(group, StoredTensors())
             for name, tensor in tensors.items():
@@ -175,27 +215,36 @@ class PackedLinear(nn.Module):
 
     def _multiplied(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
         y = torch.empty(x.numel() // self.shape[1], self.shape[0])
+        residual = self.residual
+        rows = None if residual is None else rows_of(x)
         for part in self.parts:
             inputs = self.shared.get(x, part.formats[activations])
             own = bias if bias is None or part.order is None else bias[part.order]
-            multiply(part.layout, part.packed, inputs, own, Destination(y, part.order))
-        sparse = self.residual
-        if sparse is not None:
-            destination = Destination(y, sparse.order)
-            add_sparse(rows_of(x), sparse.row_pointers, sparse.columns, sparse.values, destination)
+            sparse = None if part.sparse is None or rows is None else Sparse(part.sparse, rows)
+            multiply(part.layout, part.packed, inputs, own, Destination(y, part.order), sparse)
+        if residual is not None and rows is not None and not residual.within:
+            columns, values = residual.get_buffer("columns"), residual.get_buffer("values")
+            add_sparse(rows, residual.row_pointers, columns, values, Destination(y, residual.order))
         return y.view(*x.shape[:-1], self.shape[0])
 
     def _traced(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
-        parts, sparse = self.parts, self.residual
-        shapes = [part.layout for part in parts]
-        layouts = [number for of in shapes for number in (of.rows, of.group, of.bits, of.parameters)]
-        outliers = [] if sparse is None else [sparse.row_pointers, sparse.columns, sparse.values]
-        own = torch.empty(0, dtype=torch.int32)
-        orders = [own if part.order is None else part.order for part in self.addends]
-        packed = [part.packed for part in parts]
+        packed, layouts, outliers, orders = self.operands()
         return packed_linear(
             x, packed, layouts, outliers, orders, bias, self.shape[1], self.shape[0], self.isa, activations
         )
+
+    def operands(self) -> tuple[list[Tensor], list[int], list[Tensor], list[Tensor]]:
+        """The weight as the operator takes it: packed, layouts, outliers, orders."""
+        shapes, residual = [part.layout for part in self.parts], self.residual
+        layouts = [number for of in shapes for number in (of.rows, of.group, of.bits, of.parameters)]
+        outliers: list[Tensor] = []
+        if residual is not None and residual.within:
+            outliers = [part.get_buffer("sparse") for part in self.parts]
+        elif residual is not None:
+            outliers = [residual.row_pointers, residual.get_buffer("columns"), residual.get_buffer("values")]
+        own = torch.empty(0, dtype=torch.int32)
+        orders = [own if part.order is None else part.order for part in self.addends]
+        return [part.packed for part in self.parts], layouts, outliers, orders
 
 
 def misfit(weight: StoredWeight, isa: str) -> str | None:
@@ -272,7 +321,7 @@ def growth(choice: Choice, shape: Shape, isa: str) -> int:
     if choice.outliers:
         stored = sum(spec.nbytes for spec in choice.outliers.specs(shape))
         entries = choice.outliers.count.of(shape[0] * shape[1])
-        total += ENTRY_BYTES * entries + ORDER_BYTES * 2 * shape[0] - stored
+        total += ENTRY_BYTES * entries + ORDER_BYTES * 3 * (shape[0] + 1) - stored
     return max(0, total)
 
 

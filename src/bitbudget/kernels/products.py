@@ -10,6 +10,8 @@ from bitbudget.kernels.extension import compiled
 from bitbudget.kernels.inputs import QuantizedInputs, extent
 from bitbudget.kernels.tensors import empty_bytes
 
+TILE_ROWS, LINE_BYTES = 16, 64  # of cpu/layout.h
+
 
 @dataclass(frozen=True)
 class CodeLayout:
@@ -93,14 +95,65 @@ class Destination:
         return *_address(self.order), *_address(self.y), self.y.shape[1], torch.get_num_threads()
 
 
+@dataclass(frozen=True)
+class Sparse:
+    """Outliers of the rows of a product, packed, and what they multiply with: x, fp32 [n, in], as `rows_of` gives it."""
+
+    packed: Tensor
+    x: Tensor
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int, int]:
+        return *_address(self.packed), self.x.data_ptr(), extent(self.x), self.x.stride(0)
+
+
+NOTHING = (0, 0, 0, 0, 0)
+
+
 def multiply(
-    layout: CodeLayout, packed: Tensor, inputs: QuantizedInputs, bias: Tensor | None, destination: Destination
+    layout: CodeLayout,
+    packed: Tensor,
+    inputs: QuantizedInputs,
+    bias: Tensor | None,
+    destination: Destination,
+    sparse: Sparse | None = None,
 ) -> None:
     """Writes x Ŵᵀ + bias. bias: fp32 [rows], or None."""
     compiled().matmul(
         *layout.arguments, *_address(packed), *_address(inputs.data), inputs.count, inputs.format.activations,
-        *_address(bias), *destination.arguments,
+        *_address(bias), *destination.arguments, *(NOTHING if sparse is None else sparse.arguments),
     )  # fmt: skip
+
+
+def pack_outliers(row_pointers: Tensor, columns: Tensor, values: Tensor, most: int) -> Tensor | None:
+    """A sparse matrix (int32, int32, fp32) packed for `multiply`; None if it cannot be, or not into `most` bytes."""
+    matrix = row_pointers.numel() - 1, *_address(row_pointers), *_address(columns), *_address(values)
+    nbytes = compiled().packed_outliers_size(*matrix) if values.numel() else 0
+    if not 0 < nbytes <= most:
+        return None
+    packed = empty_bytes(nbytes)
+    compiled().pack_outliers(*matrix, *_address(packed))
+    return packed
+
+
+def unpack_outliers(row_pointers: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `pack_outliers`: columns and values, int32 and fp32.
+
+    A tile of 16 rows is steps of 16 columns and 16 values, one of each row; before them all stand the first steps of tiles.
+    """
+    counts = row_pointers.diff().to(torch.int64)
+    rows = torch.arange(len(counts)).repeat_interleave(counts)
+    within = torch.arange(len(rows)) - row_pointers[:-1].to(torch.int64).repeat_interleave(counts)
+    tiles = -(-len(counts) // TILE_ROWS)
+    starts = packed[: 8 * (tiles + 1)].view(torch.int64)
+    steps = packed[-(-8 * (tiles + 1) // LINE_BYTES) * LINE_BYTES :].view(torch.int16)
+    place = (starts[rows // TILE_ROWS] + within) * 2 * TILE_ROWS + rows % TILE_ROWS
+    return steps[place].to(torch.int32) & 0xFFFF, steps[place + TILE_ROWS].view(torch.float16).float()
+
+
+def are_outliers(layout: CodeLayout, packed: Tensor) -> bool:
+    """Whether these bytes are what `pack_outliers` makes of a matrix of these rows and columns."""
+    return bool(compiled().are_outliers(layout.rows, layout.columns, *_address(packed)))
 
 
 def add_sparse(x: Tensor, row_pointers: Tensor, columns: Tensor, values: Tensor, destination: Destination) -> None:

@@ -20,6 +20,7 @@ from bitbudget.models.gradients import captured_inputs
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, States
+from bitbudget.pipeline.heap import return_freed_memory
 from bitbudget.pipeline.output import PlannedLayer, plan_layer
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.pipeline.work import Work
@@ -89,6 +90,7 @@ def forward_wave(
                 states.hidden, states.next_block = kept.load(index, stream.device), index
                 stream.run_block(index, states)
                 kept.save(index + 1, states.hidden)
+                return_freed_memory()
             running.advance(1)
 
 
@@ -110,6 +112,7 @@ def calibrate(
                 states.hidden, states.next_block = kept.load(index, stream.device), index
                 pass_block(stream, states, index, search, work)
                 kept.save(index + 1, states.hidden)
+                return_freed_memory()
             running.advance(1)
         if not _head(work).is_file():
             states.hidden = kept.load(stream.block_count, stream.device)

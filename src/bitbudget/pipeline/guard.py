@@ -13,6 +13,7 @@ import torch
 from bitbudget.calibration.tokens import TokenSequence
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights, States
+from bitbudget.pipeline.heap import return_freed_memory
 from bitbudget.pipeline.measure import Sums, add_window, ratio_error, summary, waves_of
 from bitbudget.pipeline.output import PlannedLayer
 from bitbudget.pipeline.prepare import PlannedWeights, Preparation
@@ -113,6 +114,7 @@ def _through_blocks(
         for index in range(blocks):
             for name, stream in streams.items():
                 stream.run_block(index, states[name])
+                return_freed_memory()
             running.advance(1)
 
 

@@ -211,6 +211,17 @@ void threads_change_nothing(Isa isa, Shape shape, std::int64_t n, std::mt19937& 
   check(run(c, w, x, bias).y == one, "results depend on threads: " + c.text());
 }
 
+// Tile registers give the same bits as the instruction set that they stand in for.
+void tiles_change_nothing(Shape shape, std::int64_t n, Activations activations, std::mt19937& rng) {
+  const Case c{Isa::avx512_vnni, shape, n, activations, true, true, 2};
+  const Weights w = make_weights(shape, Fill::random, false, rng);
+  const std::vector<float> x = gaussians(n * shape.columns, rng), bias = gaussians(shape.rows, rng);
+  use_tiles(false);
+  const std::vector<float> without = run(c, w, x, bias).y;
+  use_tiles(true);
+  check(run(c, w, x, bias).y == without, "results depend on tile registers: " + c.text());
+}
+
 void special_values(Isa isa) {
   const Shape shape{16, 64, 32, 4};
   std::mt19937 rng(5);
@@ -347,6 +358,15 @@ void battery(Isa isa, bool thorough) {
     const Shape shape{16, 65536, 65536, bits};
     for (const std::int64_t n : {1, 5}) integer_core({isa, shape, n, Activations::a8, false, false, 1}, Fill::extreme, rng);
   }
+  for (const int bits : {2, 3, 4, 5, 6, 8})
+    for (const std::int64_t n : {16, 32, 33, 75}) {
+      for (const Activations activations : {Activations::a8, Activations::a16})
+        integer_core({isa, {50, 384, 128, bits}, n, activations, false, true, 2}, Fill::random, rng);
+      if (isa != Isa::avx512_vnni || !use_tiles(true)) continue;
+      tiles_change_nothing({65, 384, 128, bits, Parameters::fp16}, n, n % 2 ? Activations::a8 : Activations::a16, rng);
+      tiles_change_nothing({16, 200, 200, bits, Parameters::bf16}, n, Activations::a8, rng);
+      tiles_change_nothing({31, 4096, 64, bits}, 9 * n, Activations::a16, rng);
+    }
   // Enough tokens that inputs go through the cache in several rounds.
   integer_core({isa, {70, 4096, 4096, 3}, 401, Activations::a8, false, false, 2}, Fill::random, rng);
 }

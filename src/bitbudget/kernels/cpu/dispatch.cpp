@@ -1,6 +1,6 @@
 // The public functions: they find the instruction set's kernels and resolve addresses.
 
-#include <cstring>
+#include <atomic>
 #include <initializer_list>
 #include <new>
 
@@ -33,7 +33,22 @@ const Kernels* kernels(Isa isa) {
   }
 }
 
-int at_least_one(int threads) { return threads < 1 ? 1 : threads; }
+// Waking a thread takes as long as some hundred thousand multiplications of codes.
+int threads_for(std::int64_t products, int threads) {
+  constexpr std::int64_t kWorthAThread = 1 << 17;
+  const std::int64_t most = products / kWorthAThread + 1;
+  return threads < 1 ? 1 : static_cast<int>(smaller(threads, most));
+}
+
+std::atomic<bool> tiles_wanted{true};
+
+void multiply(Isa isa, const Product& product) {
+#if defined(BITBUDGET_AMX)
+  static const bool has_tiles = processor_has_tiles();
+  if (isa == Isa::avx512_vnni && has_tiles && tiles_wanted && worth_tiles(product)) return multiply_tiles(product);
+#endif
+  kernels(isa)->multiply(product);
+}
 
 constexpr std::align_val_t kAlignment{kLineBytes};
 
@@ -48,6 +63,11 @@ Isa best() {
   for (const Isa isa : {Isa::avx512_vnni, Isa::avx2_vnni, Isa::avx2, Isa::neon_i8mm, Isa::neon_dotprod})
     if (supported(isa)) return isa;
   return Isa::portable;
+}
+
+bool use_tiles(bool wanted) {
+  tiles_wanted = wanted;
+  return wanted && supported(Isa::avx512_vnni) && processor_has_tiles();
 }
 
 bool valid(Isa, Shape shape) {
@@ -68,7 +88,7 @@ void quantize_inputs(Isa isa, const float* x, std::int64_t n, std::int64_t strid
   auto* values = static_cast<std::int8_t*>(inputs);
   auto* scales = reinterpret_cast<float*>(values + layout.values_bytes);
   with->quantize({layout, x, stride, columns, smaller(group, columns), values, scales, scales + layout.groups.count * n,
-                  at_least_one(threads)});
+                  threads_for(layout.n * columns, threads)});
 }
 
 void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t columns, std::int64_t group, Activations activations,
@@ -92,10 +112,9 @@ void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t
 void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::int64_t n, Activations activations, const float* bias,
             const std::int32_t* order, float* y, std::int64_t stride, int threads, const Outliers* outliers) {
   if (n == 0) return;
-  const Kernels* with = kernels(isa);
   Product product{};
   product.weights = weights_layout(shape);
-  product.inputs = inputs_layout(n, shape.columns, shape.group, activations, with->widest);
+  product.inputs = inputs_layout(n, shape.columns, shape.group, activations, kernels(isa)->widest);
   product.packed = static_cast<const std::uint8_t*>(packed);
   product.values = static_cast<const std::int8_t*>(inputs);
   product.scales = reinterpret_cast<const float*>(product.values + product.inputs.values_bytes);
@@ -110,8 +129,8 @@ void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::i
   }
   product.y = y;
   product.stride = stride;
-  product.threads = at_least_one(threads);
-  with->multiply(product);
+  product.threads = threads_for(shape.rows * product.inputs.groups.count * product.inputs.groups.padded * n, threads);
+  multiply(isa, product);
 }
 
 }  // namespace bitbudget

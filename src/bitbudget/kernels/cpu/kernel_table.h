@@ -63,6 +63,10 @@ const Kernels* avx2_kernels();
 const Kernels* avx2_vnni_kernels();
 const Kernels* avx512_vnni_kernels();
 #endif
+#if defined(BITBUDGET_AMX)
+bool worth_tiles(const Product& product);
+void multiply_tiles(const Product& product);  // in place of avx512_vnni's, where processor_has_tiles()
+#endif
 #if defined(BITBUDGET_ARM)
 const Kernels* neon_dotprod_kernels();
 const Kernels* neon_i8mm_kernels();

@@ -32,6 +32,10 @@ struct Shape {
 bool supported(Isa isa);  // compiled into this library, and this machine has it
 Isa best();               // the fastest supported one
 
+// avx512_vnni multiplies 32 tokens and more with AMX where the machine has it, to the same bits. false turns that off, for tests and
+// comparisons; returns whether it is on.
+bool use_tiles(bool wanted);
+
 // Whether the kernels take this shape; where not, the caller takes the reference kernel. Groups are padded to multiples of 32 columns and
 // rows to multiples of 16, so small odd groups are correct but cost their padding.
 bool valid(Isa isa, Shape shape);

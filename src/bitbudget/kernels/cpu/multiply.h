@@ -19,7 +19,6 @@
 namespace bitbudget {
 
 static constexpr std::int64_t kAhead = 2048;             // bytes that a stream of codes is fetched ahead of its use
-static constexpr std::int64_t kOutliersAhead = 512;     // the same for outliers
 static constexpr int kNarrow = 4;                        // up to so many streams are multiplied while codes are in registers
 static constexpr std::int64_t kCachedInputs = 768 << 10;  // bytes of inputs that are meant to stay in the second-level cache
 
@@ -68,9 +67,9 @@ static BITBUDGET_INLINE void write_rows(const Product& product, std::int64_t til
     for (std::int64_t i = 0; i < count; ++i) out[first + i] = y[i];
 }
 
-// Σ code · q of one cell for each of kStreams streams; codes are masked in registers and never stored.
+// Σ code · q of one cell for each of kStreams streams; codes are masked in registers and never stored. Bytes `ahead` are fetched.
 template <class V, int kBits, int kStreams>
-static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_t* x, std::int64_t blocks,
+static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, std::int64_t ahead, const std::int8_t* x, std::int64_t blocks,
                                       typename V::Sums (&result)[kStreams]) {
   constexpr bool kInPlace = V::kWholeBytes && classes(kBits) * kStreams <= V::kClassSums;
   constexpr int kClasses = kInPlace ? classes(kBits) : 1;
@@ -82,7 +81,7 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
     typename V::Codes line[kBits];
     unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA {
       line[i] = V::load(cell + i * kLineBytes);
-      V::fetch(cell + i * kLineBytes + kAhead);
+      V::fetch(cell + i * kLineBytes + ahead);
     });
     unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
       constexpr int kQuad = decltype(quad)::value, kClass = kInPlace ? class_of(kBits, kQuad) : 0;
@@ -104,13 +103,13 @@ static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, const std::int8_
   });
 }
 
-// Steps [first, last) of a tile's outliers for one token.
+// Steps [first, last) of a tile's outliers for one token; the steps `ahead` of them are fetched.
 template <class V>
 static BITBUDGET_INLINE typename V::Floats add_steps(typename V::Floats y, const std::uint8_t* steps, std::int64_t first, std::int64_t last,
-                                                     const float* x) {
+                                                     std::int64_t ahead, const float* x) {
   for (std::int64_t step = first; step < last; ++step) {
     const std::uint8_t* line = steps + step * kLineBytes;
-    V::fetch(line + kOutliersAhead);
+    V::fetch(line + ahead * kLineBytes);
     y = V::add_product(y, V::load_fp16(line + kTileRows * 2), V::gather(x, line));
   }
   return y;
@@ -131,9 +130,12 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
       const float* scales = product.scales + group * kTokens;
       const float* input_sums = product.sums + group * kTokens;
       const std::uint8_t* cell = product.packed + first * layout.tile_bytes + group * layout.cell_bytes;
+      // What follows the end of a tile here is the tile after those that are walked now.
+      const bool ends = (group + 1) * layout.cell_bytes + kAhead > layout.tile_bytes;
+      const std::int64_t ahead = kAhead + (ends ? (V::kWalk - 1) * layout.tile_bytes : 0);
       for (int t = 0; t < walk; ++t, cell += layout.tile_bytes) {
         typename V::Sums sums[kStreams];
-        dot_cell<V, kBits, kStreams>(cell, x, layout.blocks, sums);
+        dot_cell<V, kBits, kStreams>(cell, ahead, x, layout.blocks, sums);
         typename V::Floats scale, zero;
         load_parameters<V>(layout, cell, scale, zero);
         unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
@@ -147,15 +149,32 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
         if (product.outlier_starts) {  // a share with every group, so that they fill the waits for codes
           const std::int64_t* start = product.outlier_starts + first + t;
           const std::int64_t steps = start[1] - start[0], groups = layout.groups.count;
+          const std::int64_t next = first + t + V::kWalk < layout.tiles ? start[V::kWalk] - start[0] : 0;
           for (int token = 0; token < kTokens; ++token)
             y[t][token] = add_steps<V>(y[t][token], product.outliers, start[0] + steps * group / groups,
-                                       start[0] + steps * (group + 1) / groups, product.x + token * product.x_stride);
+                                       start[0] + steps * (group + 1) / groups, next, product.x + token * product.x_stride);
         }
       }
     }
     for (int t = 0; t < walk; ++t)
       for (int token = 0; token < kTokens; ++token) write_rows<V>(product, first + t, token, y[t][token]);
   }
+}
+
+// Sums [tokens, count, 16] of `count` tiles from `tile` on, with their outliers, to y.
+template <class V>
+static void write_panel(const Product& product, std::int64_t tile, int count, std::int64_t first_token, std::int64_t tokens,
+                        const float* sums) {
+  const std::int64_t tiles = smaller(count, product.weights.tiles - tile);
+  for (std::int64_t token = 0; token < tokens; ++token)
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      auto y = V::load_fp32(sums + (token * count + t) * kTileRows);
+      if (product.outlier_starts) {
+        const std::int64_t* start = product.outlier_starts + tile + t;
+        y = add_steps<V>(y, product.outliers, start[0], start[1], 0, product.x + (first_token + token) * product.x_stride);
+      }
+      write_rows<V>(product, tile + t, first_token + token, y);
+    }
 }
 
 // Codes of one cell to one byte each, in the order of lines that dot_lines reads: `padded` columns × 16 rows.
@@ -170,6 +189,23 @@ static void unpack_codes(const std::uint8_t* cell, std::int64_t blocks, std::uin
     });
     cell += kBits * kLineBytes;
     out += kQuads * kLineBytes;
+  }
+}
+
+// The same for one group of `count` tiles from `tile` on; beyond the last tile it is the last again. lines: where each tile's codes are.
+template <class V, int kBits>
+static void unpack_tiles(const Product& product, std::int64_t tile, int count, std::int64_t group, std::uint8_t* codes,
+                         const std::uint8_t** lines) {
+  const WeightsLayout& layout = product.weights;
+  for (int t = 0; t < count; ++t, codes += layout.groups.padded * kTileRows) {
+    const std::int64_t at = smaller(tile + t, layout.tiles - 1);
+    const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
+    for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + layout.cell_bytes + byte);
+    lines[t] = cell;  // 8-bit codes lie as they are needed
+    if constexpr (kBits != 8) {
+      unpack_codes<V, kBits>(cell, layout.blocks, codes);
+      lines[t] = codes;
+    }
   }
 }
 
@@ -242,31 +278,13 @@ static void multiply_panel(const Product& product, std::int64_t tile, std::int64
   std::memset(scratch.y, 0, static_cast<std::size_t>(tokens * V::kTiles * kTileRows) * sizeof(float));
   for (std::int64_t group = 0; group < layout.groups.count; ++group) {
     const std::uint8_t* lines[V::kTiles];
-    for (int t = 0; t < V::kTiles; ++t) {
-      const std::int64_t at = smaller(tile + t, layout.tiles - 1);
-      const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
-      lines[t] = cell;
-      for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + layout.cell_bytes + byte);
-      if constexpr (kBits != 8) {
-        std::uint8_t* codes = scratch.codes + t * layout.groups.padded * kTileRows;
-        unpack_codes<V, kBits>(cell, layout.blocks, codes);
-        lines[t] = codes;
-      }
-    }
+    unpack_tiles<V, kBits>(product, tile, V::kTiles, group, scratch.codes, lines);
     for (std::int64_t index = first; index < last; ++index) {
       const TokenBlock block = product.inputs.block(index);
       multiply_tokens<V, kBits, kResidual>(product, tile, group, lines, block, scratch.y + (block.first - origin) * V::kTiles * kTileRows);
     }
   }
-  for (std::int64_t token = 0; token < tokens; ++token)
-    for (std::int64_t t = 0; t < smaller(V::kTiles, layout.tiles - tile); ++t) {
-      auto y = V::load_fp32(scratch.y + (token * V::kTiles + t) * kTileRows);
-      if (product.outlier_starts) {
-        const std::int64_t* start = product.outlier_starts + tile + t;
-        y = add_steps<V>(y, product.outliers, start[0], start[1], product.x + (origin + token) * product.x_stride);
-      }
-      write_rows<V>(product, tile + t, origin + token, y);
-    }
+  write_panel<V>(product, tile, V::kTiles, origin, tokens, scratch.y);
 }
 
 template <class V, int kBits, bool kResidual>
@@ -338,8 +356,7 @@ static void multiply(const Product& product) {
 template <class V>
 static void quantize(const Quantization& task) {
   const std::int64_t groups = task.inputs.groups.count, padded = task.inputs.groups.padded;
-  const std::int64_t work = task.inputs.n * groups * padded;
-  const int threads = work < (std::int64_t{1} << 17) ? 1 : task.threads;  // below, waking a thread takes longer
+  const int threads = task.threads;
   const Memory memory(threads * 2 * padded);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int thread = 0; thread < threads; ++thread) {

@@ -6,6 +6,10 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(BITBUDGET_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(BITBUDGET_ARM)
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -68,6 +72,17 @@ bool processor_has(Isa isa) {
          all(static_cast<unsigned>(saved_states()), 0xe6);
 }
 
+#if defined(BITBUDGET_AMX)
+
+bool processor_has_tiles() {
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // 7.0: edx
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+  return processor_has(Isa::avx512_vnni) && all(cpuid(7, 0).edx, kTile | kInt8) &&
+         all(static_cast<unsigned>(saved_states()), 3u << 17) && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+#endif
+
 #elif defined(BITBUDGET_ARM) && defined(__APPLE__)
 
 bool processor_has(Isa isa) {
@@ -90,6 +105,10 @@ bool processor_has(Isa isa) {
 
 bool processor_has(Isa isa) { return isa == Isa::portable; }
 
+#endif
+
+#if !defined(BITBUDGET_AMX)
+bool processor_has_tiles() { return false; }
 #endif
 
 }  // namespace bitbudget

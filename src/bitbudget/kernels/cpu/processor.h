@@ -8,4 +8,7 @@ namespace bitbudget {
 
 bool processor_has(Isa isa);
 
+// AMX with 8-bit integers, for which the operating system has to be asked.
+bool processor_has_tiles();
+
 }  // namespace bitbudget

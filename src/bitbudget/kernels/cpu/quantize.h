@@ -36,7 +36,7 @@ static inline std::int32_t largest_magnitude_bits(const float* x, std::int64_t c
 }
 
 template <class V>
-static std::int32_t quantize_values(const float* x, std::int64_t count, float inverse, std::int8_t* values) {
+static std::int32_t quantize_values(const float* __restrict x, std::int64_t count, float inverse, std::int8_t* __restrict values) {
   std::int32_t sum = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t value = rounded_bits(x[i] * inverse);
@@ -47,8 +47,8 @@ static std::int32_t quantize_values(const float* x, std::int64_t count, float in
 }
 
 template <class V>
-static std::int32_t quantize_residuals(const float* x, std::int64_t count, float inverse, const std::int8_t* values,
-                                       std::int8_t* residuals) {
+static std::int32_t quantize_residuals(const float* __restrict x, std::int64_t count, float inverse,
+                                       const std::int8_t* __restrict values, std::int8_t* __restrict residuals) {
   std::int32_t sum = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     const float rest = (x[i] * inverse - static_cast<float>(values[i])) * kResidualSteps;

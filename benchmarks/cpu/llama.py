@@ -1,0 +1,125 @@
+"""llama.cpp's matrix products through the C interface of its library ggml, called with ctypes.
+
+The libraries libggml-base.so and libggml-cpu.so come from the package llama-cpp-python, or from the folder that the environment
+variable GGML_LIBRARIES names. A model's weights go into a buffer type that repacks them, if there is one that takes them, so
+both kinds are contenders.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import Absent, Case, Contender
+
+TYPES = {"q4_0": 2, "q8_0": 8, "q2_K": 10, "q3_K": 11, "q4_K": 12, "iq2_xxs": 16, "iq3_xxs": 18, "tq2_0": 35}
+F32 = 0
+QUANTIZED_ROWS = 64  # as many different rows; the others repeat them
+OVERHEAD = 1 << 20
+Pointer, Size, Number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+
+
+class Parameters(ctypes.Structure):
+    """ggml_init_params"""
+
+    _fields_ = [("mem_size", Size), ("mem_buffer", Pointer), ("no_alloc", ctypes.c_bool)]
+
+
+def llama_cpp(kind: str, repacked: bool = False) -> Callable[[Case], Contender]:
+    """Products with weights of a ggml type; activations fp32, which it rounds by itself."""
+
+    def make(case: Case) -> Contender:
+        ggml = library()
+        rows = _quantized(ggml, kind, case.columns)
+        nbytes = case.rows * (rows.numel() // QUANTIZED_ROWS)
+        copies = case.copies(nbytes)
+        backend = ggml.ggml_backend_cpu_init()
+        ggml.ggml_backend_cpu_set_n_threads(backend, case.threads)
+        own = [_context(ggml, copies + 8), _context(ggml, 4 * copies + 64)]
+        weights = [ggml.ggml_new_tensor_2d(own[0], TYPES[kind], case.columns, case.rows) for _ in range(copies)]
+        if not (_repacking if repacked else ggml.ggml_backend_alloc_ctx_tensors)(own[0], backend):
+            raise Absent(f"ggml has no {'repacked ' * repacked}{kind} for this processor")
+        data = rows.repeat(-(-case.rows // QUANTIZED_ROWS))[:nbytes].contiguous()
+        for weight in weights:
+            ggml.ggml_backend_tensor_set(weight, data.data_ptr(), 0, nbytes)
+        x = ggml.ggml_new_tensor_2d(own[1], F32, case.columns, case.tokens)
+        graph = ggml.ggml_new_graph_custom(own[1], copies + 16, False)
+        for weight in weights:
+            ggml.ggml_build_forward_expand(graph, ggml.ggml_mul_mat(own[1], weight, x))
+        ggml.ggml_backend_alloc_ctx_tensors(own[1], backend)
+        values = torch.randn(case.tokens, case.columns)
+        ggml.ggml_backend_tensor_set(x, values.data_ptr(), 0, values.nbytes)
+        return Contender(lambda: ggml.ggml_backend_graph_compute(backend, graph), copies, nbytes)
+
+    return make
+
+
+@functools.cache
+def library() -> Any:
+    """ggml with the types of the functions used here. Raises Absent."""
+    folder = os.environ.get("GGML_LIBRARIES")
+    if folder is None:
+        package = importlib.util.find_spec("llama_cpp")
+        if package is None or package.origin is None:
+            raise Absent("llama-cpp-python is not installed, and GGML_LIBRARIES names no folder")
+        folder = str(Path(package.origin).parent / "lib")
+    try:
+        ctypes.CDLL(f"{folder}/libggml-base.so", mode=ctypes.RTLD_GLOBAL)
+        ggml = ctypes.CDLL(f"{folder}/libggml-cpu.so", mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise Absent(str(error)) from error
+    types = {
+        "ggml_init": (Pointer, [Parameters]),
+        "ggml_new_tensor_2d": (Pointer, [Pointer, ctypes.c_int, Number, Number]),
+        "ggml_mul_mat": (Pointer, [Pointer, Pointer, Pointer]),
+        "ggml_new_graph_custom": (Pointer, [Pointer, Size, ctypes.c_bool]),
+        "ggml_build_forward_expand": (None, [Pointer, Pointer]),
+        "ggml_row_size": (Size, [ctypes.c_int, Number]),
+        "ggml_quantize_chunk": (Size, [ctypes.c_int, Pointer, Pointer, Number, Number, Number, Pointer]),
+        "ggml_backend_cpu_init": (Pointer, []),
+        "ggml_backend_cpu_set_n_threads": (None, [Pointer, ctypes.c_int]),
+        "ggml_backend_alloc_ctx_tensors": (Pointer, [Pointer, Pointer]),
+        "ggml_backend_alloc_ctx_tensors_from_buft": (Pointer, [Pointer, Pointer]),
+        "ggml_backend_tensor_set": (None, [Pointer, Pointer, Size, Size]),
+        "ggml_backend_graph_compute": (ctypes.c_int, [Pointer, Pointer]),
+        "ggml_backend_cpu_reg": (Pointer, []),
+        "ggml_backend_reg_dev_get": (Pointer, [Pointer, Size]),
+        "ggml_backend_reg_get_proc_address": (Pointer, [Pointer, ctypes.c_char_p]),
+    }
+    for name, (result, arguments) in types.items():
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = result, arguments
+    return ggml
+
+
+def _context(ggml: Any, tensors: int) -> int:
+    found: int = ggml.ggml_init(Parameters(OVERHEAD + 2048 * tensors, None, True))
+    return found
+
+
+def _repacking(context: int, backend: int) -> bool:
+    """Allocate in a buffer type that repacks, if one takes all of the weights."""
+    ggml = library()
+    registry = ggml.ggml_backend_cpu_reg()
+    address = ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+    kinds = ctypes.CFUNCTYPE(ctypes.POINTER(Pointer), Pointer)(address)(ggml.ggml_backend_reg_dev_get(registry, 0))
+    place = 0
+    while kinds and kinds[place]:
+        if ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, kinds[place]):
+            return True
+        place += 1
+    return False
+
+
+def _quantized(ggml: Any, kind: str, columns: int) -> torch.Tensor:
+    """Bytes of some rows."""
+    values, importance = torch.randn(QUANTIZED_ROWS, columns), torch.ones(columns)
+    found = torch.empty(QUANTIZED_ROWS * ggml.ggml_row_size(TYPES[kind], columns), dtype=torch.uint8)
+    ggml.ggml_quantize_chunk(
+        TYPES[kind], values.data_ptr(), found.data_ptr(), 0, QUANTIZED_ROWS, columns, importance.data_ptr()
+    )
+    return found

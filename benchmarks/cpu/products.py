@@ -1,0 +1,166 @@
+"""How fast are our matrix products beside those of others, and how far from what the machine can do?
+
+python benchmarks/cpu/products.py [--tokens 1 8 512] [--threads 1 2] [--shapes 4096x4096 11008x4096] [--rounds 9] [--name NAME]
+
+The machine has to be idle: where another program wants a core, two threads wait for each other and all times are worthless.
+All contenders of a case run alternately in one sitting, a pass over every copy of the matrix at a time, with 256 MiB of copies
+so that weights come from memory. Recorded are medians of the passes, ratios of the best peer's median to ours, the machine's
+bandwidth and rate of VNNI multiply-adds (AMX can be above it) measured before and after each case, and a roofline plot:
+results/NAME.json, .md, .png.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")  # before torch: the machine is ours alone while this runs
+
+import contenders as c
+import torch
+from llama import llama_cpp
+from products_report import plot, table
+
+from bitbudget.kernels import best_isa
+from bitbudget.pipeline.bench import bandwidth
+
+HERE = Path(__file__).parent
+WIDTHS = (2, 3, 4, 8)
+PEERS = {
+    2: {"onnxruntime": c.onnx_runtime(2)},
+    3: {},
+    4: {"onnxruntime": c.onnx_runtime(4), "torch int4pack": c.torch_int4},
+    8: {"onnxruntime": c.onnx_runtime(8), "torch int8pack": c.torch_int8, "torch dynamic": c.torch_dynamic},
+}
+LLAMA = {2: ("tq2_0", "q2_K", "iq2_xxs"), 3: ("q3_K", "iq3_xxs"), 4: ("q4_0", "q4_K"), 8: ("q8_0",)}
+REPACKED = ("q2_K", "q4_0", "q4_K")
+OURS = {f"ours {kernels}": kernels for kernels in ("a8", "a16")}
+# What a mix of widths and outliers cost beside uniform layers.
+COMPOSED = {
+    "int8": c.ours("int8:g128", "a8"),
+    "int4": c.ours("int4:g128", "a8"),
+    "int8 for 10 % of rows, int4": c.ours("int8:g128*10%|int4:g128", "a8"),
+    "int4 with 0.5 % outliers": c.ours("int4:g128+outliers:0.5%", "a8"),
+}
+PAUSE = 0.02  # seconds, in which threads that spin for more work give up
+
+
+def main() -> None:
+    asked = arguments()
+    shapes = [tuple(int(side) for side in shape.split("x")) for shape in asked.shapes]
+    cases = []
+    for rows, columns in shapes:
+        for tokens in asked.tokens:
+            for threads in asked.threads:
+                case = c.Case(rows, columns, tokens, threads)
+                for bits in asked.bits:
+                    makers = {name: c.ours(f"int{bits}:g128", kernels) for name, kernels in OURS.items()}
+                    cases.append(measured(case, f"{bits} bits", makers | peers(bits), asked.rounds))
+                if tokens == 1:
+                    cases.append(measured(case, "composed", COMPOSED, asked.rounds))
+                save(asked.name, cases)
+
+
+def peers(bits: int) -> dict[str, Callable[[c.Case], c.Contender]]:
+    """Those who have kernels of that width."""
+    llama = {f"llama.cpp {kind}": llama_cpp(kind) for kind in LLAMA[bits]}
+    repacked = {f"llama.cpp {kind} repacked": llama_cpp(kind, True) for kind in LLAMA[bits] if kind in REPACKED}
+    return PEERS[bits] | llama | repacked
+
+
+def measured(case: c.Case, title: str, makers: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Times of all contenders, seconds a product."""
+    torch.set_num_threads(case.threads)
+    before = limits(case.threads)
+    running, absent = {}, {}
+    for name, make in makers.items():
+        try:
+            running[name] = make(case)
+            running[name].run()
+        except c.Absent as reason:
+            absent[name] = str(reason)
+    times: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, contender in running.items():
+            time.sleep(PAUSE)
+            began = time.perf_counter()
+            contender.run()
+            times[name].append((time.perf_counter() - began) / contender.copies)
+    found = {
+        name: {"seconds": statistics.median(taken), "least": min(taken), "passes": len(taken), "copies": running[name].copies,
+               "nbytes": running[name].nbytes}
+        for name, taken in times.items()
+    }  # fmt: skip
+    record = {
+        "rows": case.rows,
+        "columns": case.columns,
+        "tokens": case.tokens,
+        "threads": case.threads,
+        "title": title,
+    }
+    print(
+        f"{case} {title}:",
+        {name: round(1e6 * entry["seconds"]) for name, entry in found.items()},
+        absent or "",
+        flush=True,
+    )
+    return record | {"contenders": found, "absent": absent, "limits": [before, limits(case.threads)]}
+
+
+def limits(threads: int) -> dict[str, float | None]:
+    """Bytes a second from memory, and operations a second of int8 multiply-adds (None without a compiler for AVX512-VNNI)."""
+    torch.set_num_threads(threads)
+    return {"bandwidth": bandwidth(), "operations": operations(threads)}
+
+
+def operations(threads: int) -> float | None:
+    program = Path(tempfile.gettempdir()) / f"bitbudget-peak-{os.getuid()}"
+    if not program.exists():
+        command = ["g++", "-O2", "-mavx512f", "-mavx512vnni", "-pthread", str(HERE / "peak.cpp"), "-o", str(program)]
+        if best_isa() != "avx512_vnni" or subprocess.run(command, capture_output=True).returncode != 0:
+            return None
+    return 1e9 * float(subprocess.run([program, str(threads)], capture_output=True, text=True, check=True).stdout)
+
+
+def save(name: str, cases: list[dict[str, Any]]) -> None:
+    document = {"machine": machine(), "cases": cases}
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (HERE / "results" / f"{name}.md").write_text(table(document))
+    plot(document, HERE / "results" / f"{name}.png")
+
+
+def machine() -> dict[str, str]:
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        "isa": str(best_isa()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 512])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--shapes", nargs="+", default=["4096x4096", "11008x4096"])
+    parser.add_argument("--bits", type=int, nargs="+", default=list(WIDTHS), choices=WIDTHS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--name", default="products")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
