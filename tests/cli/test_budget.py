@@ -44,6 +44,7 @@ def test_plan_then_quantize(invoke, tiny: Path, tmp_path: Path) -> None:
 def test_a_memory_budget_says_what_it_pays_for(invoke, tiny: Path) -> None:
     found = document(invoke("plan", tiny, "--memory", "1GB", "--context", "64", *SMALL, "--json"))
     assert found["memory"]["context"] == 64 and found["memory"]["budget"] == 10**9
+    assert found["memory"]["packing"] > 0
     shown = invoke("plan", tiny, "--memory", "1GB", "--context", "64", *SMALL)
     assert shown.exit_code == 0 and "at a context of 64 tokens" in words(shown)
     assert "nothing was calibrated" in words(shown)

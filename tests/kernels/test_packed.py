@@ -3,6 +3,7 @@
 import copy
 import io
 import random
+import sys
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from bitbudget.errors import InputError
 from bitbudget.kernels import QuantEmbedding, QuantLinear, linear, supported_isas, use_kernels
+from bitbudget.kernels.extension import compiled
 from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, QuantizedInputs, SharedInputs, rows_of
 from bitbudget.kernels.linear import TiedLinear
 from bitbudget.kernels.packed import growth, misfit
+from bitbudget.kernels.tensors import LARGE_PAGE
 from bitbudget.rounding import nearest
 from bitbudget.storage import NATIVE, Choice, Shape, StoredWeight
 
@@ -75,8 +78,6 @@ def test_products_are_near_the_reference(text: str, isa: str, rounded) -> None:
 @pytest.mark.parametrize("kernels", ACTIVATIONS)
 def test_nothing_but_the_activations_is_rounded(kernels: str, isa: str, rounded) -> None:
     """The product with what the activations became is exact to the rounding of fp32."""
-    from bitbudget.kernels.extension import compiled
-
     for text in ("int2:g64", "int3:g64", "int4:g64", "int8:g64"):
         weight = rounded(text, (48, 512))
         module, x = packed(weight, kernels, isa), gaussian(9, 512)
@@ -111,9 +112,13 @@ def test_a_large_weight_is_packed_piece_by_piece(rounded) -> None:
     """More codes than are spread out at once, and a number of rows that no tile divides."""
     weight = rounded("int3:g128", (2003, 4096))
     module = packed(weight)
+    assert module.packed is not None and module.packed.parts[0].packed.numel() > LARGE_PAGE
+    if sys.platform == "linux":
+        assert module.packed.parts[0].packed.data_ptr() % LARGE_PAGE == 0
     assert torch.equal(module.tensors()["dense.codes"], weight.tensors()["dense.codes"])
     x = gaussian(2, 4096)
     assert_near(module(x), linear(x, weight), ERROR["a16"])
+    assert torch.equal(copy.deepcopy(module)(x), module(x))
 
 
 def test_parameters_take_no_more_bytes_than_they_need() -> None:
@@ -228,7 +233,9 @@ def test_growth_is_what_packing_takes(rounded) -> None:
         module = packed(weight)
         assert module.packed is not None
         maps = sum(tensor.nbytes for name, tensor in weight.tensors().items() if "_map" in name)
-        assert module.packed.nbytes - weight.nbytes <= growth(weight.choice, weight.shape, ISAS[0]) + maps, text
+        assert module.packed.nbytes - weight.nbytes <= growth(weight.choice, weight.shape) + maps, text
+        for part in module.packed.parts:
+            assert part.layout.nbytes == compiled().packed_size(*part.layout.arguments) == part.packed.nbytes
 
 
 def test_no_such_kernels(rounded) -> None:
@@ -318,7 +325,7 @@ def test_layers_with_one_input_share_its_quantization(rounded, monkeypatch: pyte
 def test_quantized_inputs_die_with_the_tensor() -> None:
     shared, format = SharedInputs(), InputFormat(0, 64, 32, 1)
     x = gaussian(2, 64)
-    assert shared.get(x, format) is shared.get(x, format)
+    assert shared.get(x).quantized(x, format) is shared.get(x).quantized(x, format)
     assert shared._last is not None
     del x
     assert shared._last is None

@@ -17,7 +17,7 @@ from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.api import plan, quantize
 from bitbudget.pipeline.budgets import DIMENSIONS, Budget, passthrough_bytes
 from bitbudget.pipeline.by_budget import Options
-from bitbudget.pipeline.offers import Offer, chosen, costs, digits, offers
+from bitbudget.pipeline.offers import Offer, Prices, chosen, offers
 from bitbudget.pipeline.solving import Question, offered, output_of, question, refuse_infeasible, richest, solved
 
 METHOD = LlmMq(bits=(2, 4), groups=(16, 32), outliers=("0", "1%"), tables=("int4:g32",), reference="int3:g32")
@@ -32,16 +32,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> SourceModel:
 
 
 def ask(source: SourceModel, budget: Budget, shard: int = SHARDS[0]) -> tuple[Question, tuple[Offer, ...]]:
-    return question(source, budget, BESIDE, shard), offered(offers(source, METHOD.recipe()), budget)
+    return question(source, budget, BESIDE, shard, packed=False), offered(offers(source, METHOD.recipe()), budget)
 
 
 def table_of(source: SourceModel, every: tuple[Offer, ...]) -> ScoreTable:
     """Scores that fall with bytes, each layer at a pace of its own."""
-    width, units = digits(source), []
+    prices, units = Prices.of(source, packed=False), []
     for number, offer in enumerate(every):
         most = max(planned.nbytes for planned in offer.planned)
         points = tuple(
-            Point({offer.layer.name: str(one.choice)}, costs(one, width), (1 + number % 5) * (most - one.nbytes) / most, 0.0)
+            Point({offer.layer.name: str(one.choice)}, prices.costs(one), (1 + number % 5) * (most - one.nbytes) / most, 0.0)
             for one in offer.planned
         )
         units.append(Unit(offer.layer.name, points))

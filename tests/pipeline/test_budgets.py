@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from bitbudget.errors import BudgetError, InputError
 from bitbudget.methods import LlmMq
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.api import plan, quantize
-from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, Budget, counted, passthrough_bytes
+from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DISK, MEMORY, Budget, counted, passthrough_bytes
 from bitbudget.pipeline.by_budget import Options
 from bitbudget.pipeline.effort import Effort
-from bitbudget.pipeline.offers import chosen, costs, digits
+from bitbudget.pipeline.offers import Prices, chosen, packing
+from bitbudget.pipeline.output import PlannedLayer
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.progress import Run, Silent
 from bitbudget.pipeline.solving import offered, output_of, question, restricted, solved
@@ -48,34 +50,39 @@ def measured(planner: Planner) -> Measured:
     return planner.measured(6)
 
 
-def reachable(planner: Planner, kind: str) -> tuple[float, float]:
+def reachable(planner: Planner, kind: str, packed: bool = False) -> tuple[float, float]:
     """Least and largest amount of a kind of budget."""
-    source, width = planner.source, digits(planner.source)
+    source, prices = planner.source, Prices.of(planner.source, packed)
     ends = []
     for pick in (min, max):
         every = offered(planner.offers, Budget(code_bits=1.0) if kind == "code_bits" else Budget(bits=1.0))
-        layers = [pick(offer.planned, key=lambda planned: costs(planned, width)) for offer in every]
+        layers = [pick(offer.planned, key=prices.costs) for offer in every]
         made = output_of(source, layers, SHARD, {})
         weights = sum(math.prod(layer.shape) for layer in counted(source.layers))
-        code = sum(costs(planned, width)[DIMENSIONS.index(CODE_BITS)] for planned in layers)
+        code = sum(prices.cost(planned, CODE_BITS) for planned in layers)
         amounts = {
             "weights": made.weights_bytes, "disk": made.disk_bytes, "bits": made.stored_bits, "code_bits": code / weights,
-            "memory": made.weights_bytes + BESIDE,
+            "memory": made.weights_bytes + BESIDE + packing_of(layers, packed),
         }  # fmt: skip
         ends.append(amounts[kind])
     return ends[0], ends[1]
 
 
-@pytest.mark.parametrize("kind", ["memory", "weights", "disk", "bits", "code_bits"])
+def packing_of(layers: Sequence[PlannedLayer], packed: bool) -> int:
+    return packing({planned.layer: planned.choice for planned in layers}) if packed else 0
+
+
+@pytest.mark.parametrize("kind", ["memory", "memory, packed", "weights", "disk", "bits", "code_bits"])
 def test_fifty_budgets_are_kept_and_used(kind: str, planner: Planner, measured: Measured) -> None:
-    generator = random.Random(kind)
-    least, most = reachable(planner, kind)
-    table = measured.table(planner.source, planner.offers, {})
-    width, source = digits(planner.source), planner.source
+    generator, packed = random.Random(kind), "packed" in kind
+    kind = kind.partition(",")[0]
+    least, most = reachable(planner, kind, packed)
+    source, prices = planner.source, Prices.of(planner.source, packed)
+    table = measured.table(prices, planner.offers, {})
     for _ in range(50):
         amount = least + (most - least) * generator.random()
         amount = amount if kind in ("bits", "code_bits") else math.ceil(amount + 300)
-        asked = question(source, Budget(**{kind: amount}), BESIDE, SHARD)
+        asked = question(source, Budget(**{kind: amount}), BESIDE, SHARD, packed=packed)
         every = offered(planner.offers, asked.budget)
         found = solved(restricted(table, every), asked, source, every)
         layers = chosen(planner.offers, found.layers)
@@ -83,14 +90,14 @@ def test_fifty_budgets_are_kept_and_used(kind: str, planner: Planner, measured: 
         weights = sum(math.prod(layer.shape) for layer in counted(source.layers))
         spent = {
             "weights": made.weights_bytes, "disk": made.disk_bytes, "bits": made.stored_bits,
-            "code_bits": found.costs[CODE_BITS] / weights, "memory": made.weights_bytes + BESIDE,
+            "code_bits": found.costs[CODE_BITS] / weights, "memory": made.weights_bytes + BESIDE + packing_of(layers, packed),
         }[kind]  # fmt: skip
         assert spent <= amount
-        place = DIMENSIONS.index({"disk": DISK, "code_bits": CODE_BITS}.get(kind, BYTES))
+        dimension = {"disk": DISK, "code_bits": CODE_BITS, "memory": MEMORY}.get(kind, BYTES)
         own = {planned.layer.name: planned for planned in layers}
         scores = {(unit.name, point.label): point.score for unit in table.units for point in unit.points}
         upgrades = [
-            costs(planned, width)[place] - costs(own[offer.layer.name], width)[place]
+            prices.cost(planned, dimension) - prices.cost(own[offer.layer.name], dimension)
             for offer in every
             for planned in offer.planned
             if scores[offer.layer.name, str(planned.choice)]
@@ -167,4 +174,5 @@ def test_measured_once(planner: Planner, measured: Measured) -> None:
             raise AssertionError(f"{stage} was done again")
 
     again = Planner(planner.source, planner.settings, Run("cpu", Telling())).measured(6)
-    assert again.table(planner.source, planner.offers, {}) == measured.table(planner.source, planner.offers, {})
+    prices = Prices.of(planner.source)
+    assert again.table(prices, planner.offers, {}) == measured.table(prices, planner.offers, {})

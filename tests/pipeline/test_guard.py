@@ -18,7 +18,7 @@ from bitbudget.pipeline.by_budget import Options
 from bitbudget.pipeline.decide import Decided, decide
 from bitbudget.pipeline.effort import Effort
 from bitbudget.pipeline.guard import Candidate, Judged, best, judge
-from bitbudget.pipeline.offers import KEPT, chosen
+from bitbudget.pipeline.offers import KEPT, Prices, chosen
 from bitbudget.pipeline.output import plan_layer
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.prepare import Preparation
@@ -48,7 +48,7 @@ def measured(planner: Planner) -> Measured:
 
 def rivals_of(planner: Planner, measured: Measured, budget: Budget, shard: int = SHARD) -> Rivals:
     every = offered(planner.offers, budget)
-    table = measured.table(planner.source, planner.offers, {})
+    table = measured.table(Prices.of(planner.source), planner.offers, {})
     return Rivals(every, planner.settings.recipe, table, question(planner.source, budget, 0, shard), planner.source)
 
 
@@ -100,7 +100,7 @@ def test_the_hand_recipe_raises_value_and_down_at_both_ends(planner: Planner, me
 
 
 def test_without_a_limit_every_layer_has_its_largest_choice(planner: Planner, measured: Measured) -> None:
-    table = measured.table(planner.source, planner.offers, {})
+    table = measured.table(Prices.of(planner.source), planner.offers, {})
     solution = plan_from_table(table, {"bytes": None, "code_bits": None, "disk": None})
     assert all(text == "bf16" or text.startswith("int8") for text in solution.layers.values())
 
@@ -196,7 +196,7 @@ def test_the_plan_of_a_winner_is_written_as_it_was_judged(
 
 def test_a_plan_of_other_weights_of_the_same_names_is_refused(planner: Planner, tmp_path: Path) -> None:
     """Solved from a table: no settings, but hashes of what was measured."""
-    table = planner.measured(4).table(planner.source, planner.offers, planner.hashes())
+    table = planner.measured(4).table(Prices.of(planner.source), planner.offers, planner.hashes())
     solved = plan_from_table(table, {"bytes": 10**6, "code_bits": None, "disk": None})
     other = zoo.make_model("llama", tmp_path / "other", text=True)  # fp32
     with pytest.raises(InputError, match="another"):

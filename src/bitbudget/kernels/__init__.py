@@ -1,7 +1,7 @@
 """Operations on stored weights: plain reference kernels, CPU kernels, and the modules that call them."""
 
 from bitbudget.kernels.extension import best_isa, supported_isas
-from bitbudget.kernels.linear import KERNELS, QuantEmbedding, QuantLinear, chosen_kernels, use_kernels
+from bitbudget.kernels.linear import KERNELS, QuantEmbedding, QuantLinear, chosen_kernels, packs, use_kernels
 from bitbudget.kernels.reference import linear, lookup
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "chosen_kernels",
     "linear",
     "lookup",
+    "packs",
     "supported_isas",
     "use_kernels",
 ]

@@ -92,33 +92,40 @@ def pack_outliers(
     packed_bytes: int,
 ) -> None: ...
 def are_outliers(rows: int, columns: int, packed: int, bytes: int) -> bool: ...
-def matmul(
-    isa: int,
-    rows: int,
-    columns: int,
-    group: int,
-    bits: int,
-    parameters: int,
-    packed: int,
-    packed_bytes: int,
-    inputs: int,
-    inputs_bytes: int,
-    n: int,
-    activations: int,
-    bias: int,
-    bias_bytes: int,
-    order: int,
-    order_bytes: int,
-    y: int,
-    y_bytes: int,
-    out: int,
-    threads: int,
-    outliers: int,
-    outliers_bytes: int,
-    x: int,
-    x_bytes: int,
-    stride: int,
-) -> None: ...
+
+class Weight:
+    def __init__(
+        self,
+        isa: int,
+        rows: int,
+        columns: int,
+        group: int,
+        bits: int,
+        parameters: int,
+        packed: int,
+        packed_bytes: int,
+        order: int,
+        order_bytes: int,
+        outputs: int,
+        outliers: int,
+        outliers_bytes: int,
+    ) -> None: ...
+    def multiply(
+        self,
+        inputs: int,
+        inputs_bytes: int,
+        n: int,
+        activations: int,
+        bias: int,
+        bias_bytes: int,
+        y: int,
+        y_bytes: int,
+        threads: int,
+        x: int,
+        x_bytes: int,
+        stride: int,
+    ) -> None: ...
+
 def add_outliers(
     x: int,
     x_bytes: int,

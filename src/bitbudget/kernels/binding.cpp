@@ -324,30 +324,49 @@ bool are_outliers(std::int64_t rows, std::int64_t columns, std::uintptr_t packed
   return true;
 }
 
-void matmul(int isa_number, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t packed,
-            std::size_t packed_bytes, std::uintptr_t inputs, std::size_t inputs_bytes, std::int64_t n, int activations,
-            std::uintptr_t bias, std::size_t bias_bytes, std::uintptr_t order, std::size_t order_bytes, std::uintptr_t y,
-            std::size_t y_bytes, std::int64_t out, int threads, std::uintptr_t outliers, std::size_t outliers_bytes, std::uintptr_t x,
-            std::size_t x_bytes, std::int64_t stride) {
-  const Isa isa = isa_of(isa_number);
-  const Shape shape = checked(isa, rows, columns, group, bits, parameters);
-  const void* weight = aligned(packed, packed_bytes, bitbudget::packed_size(isa, shape), "too few packed bytes");
-  const void* quantized =
-      aligned(inputs, inputs_bytes, inputs_size(isa_number, n, columns, group, activations), "too few bytes of quantized inputs");
-  const std::int32_t* places = order_at(order, order_bytes, rows, out);
-  const float* added = bias == 0 ? nullptr : at<float>(bias, bias_bytes, sizeof(float) * static_cast<std::size_t>(rows), "too few biases");
-  float* result = at<float>(y, y_bytes, strided(n, out, out), "too few bytes for y");
-  bitbudget::Outliers sparse{};
-  if (outliers != 0) {
+// A packed weight whose addresses and sizes were checked when it was made; the caller keeps them alive and unchanged.
+class Weight {
+ public:
+  Weight(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t packed,
+         std::size_t packed_bytes, std::uintptr_t order, std::size_t order_bytes, std::int64_t outputs, std::uintptr_t outliers,
+         std::size_t outliers_bytes)
+      : isa_(isa_of(isa)), shape_(checked(isa_, rows, columns, group, bits, parameters)), outputs_(outputs) {
+    require(outputs > 0 && outputs <= kLargest, "no outputs");
+    packed_ = aligned(packed, packed_bytes, bitbudget::packed_size(isa_, shape_), "too few packed bytes");
+    order_ = order_at(order, order_bytes, rows, outputs);
+    if (outliers == 0) return;
     const auto offset = static_cast<std::size_t>(bitbudget::outlier_steps_offset(tiles_of(rows)));
-    sparse = {aligned(outliers, outliers_bytes, offset, "too few bytes of outliers"), at<float>(x, x_bytes, strided(n, stride, columns), "too few bytes of x"), stride};
-    const std::int64_t steps = static_cast<const std::int64_t*>(sparse.packed)[tiles_of(rows)];
+    outliers_ = aligned(outliers, outliers_bytes, offset, "too few bytes of outliers");
+    const std::int64_t steps = static_cast<const std::int64_t*>(outliers_)[tiles_of(rows)];
     require(steps >= 0 && static_cast<std::size_t>(steps) <= (outliers_bytes - offset) / bitbudget::kLineBytes, "too few bytes of outliers");
   }
-  if (n > 0)
-    bitbudget::matmul(isa, shape, weight, quantized, n, activations_of(activations), added, places, result, out, threads_of(threads),
-                      outliers != 0 ? &sparse : nullptr);
-}
+
+  // Writes the outputs of its rows. x: what outliers are multiplied with; without them it is not looked at.
+  void multiply(std::uintptr_t inputs, std::size_t inputs_bytes, std::int64_t n, int activations, std::uintptr_t bias,
+                std::size_t bias_bytes, std::uintptr_t y, std::size_t y_bytes, int threads, std::uintptr_t x, std::size_t x_bytes,
+                std::int64_t stride) const {
+    const Activations format = activations_of(activations);
+    strided(n, shape_.columns, shape_.columns);
+    const std::size_t needed = bitbudget::inputs_size(isa_, n, shape_.columns, shape_.group, format);
+    const void* quantized = aligned(inputs, inputs_bytes, needed, "too few bytes of quantized inputs");
+    const auto bias_needed = sizeof(float) * static_cast<std::size_t>(shape_.rows);
+    const float* added = bias == 0 ? nullptr : at<float>(bias, bias_bytes, bias_needed, "too few biases");
+    float* result = at<float>(y, y_bytes, strided(n, outputs_, outputs_), "too few bytes for y");
+    bitbudget::Outliers sparse{outliers_, nullptr, stride};
+    if (outliers_ != nullptr) sparse.x = at<float>(x, x_bytes, strided(n, stride, shape_.columns), "too few bytes of x");
+    if (n > 0)
+      bitbudget::matmul(isa_, shape_, packed_, quantized, n, format, added, order_, result, outputs_, threads_of(threads),
+                        outliers_ != nullptr ? &sparse : nullptr);
+  }
+
+ private:
+  Isa isa_;
+  Shape shape_;
+  std::int64_t outputs_;
+  const void* packed_ = nullptr;
+  const std::int32_t* order_ = nullptr;
+  const void* outliers_ = nullptr;
+};
 
 void add_outliers(std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::int64_t stride, std::int64_t columns,
                   std::uintptr_t row_pointers, std::uintptr_t columns_of, std::uintptr_t values, std::int64_t count, std::int64_t rows,
@@ -414,7 +433,10 @@ NB_MODULE(_cpu, module) {
   module.def("packed_outliers_size", &packed_outliers_size);
   module.def("pack_outliers", &pack_outliers);
   module.def("are_outliers", &are_outliers);
-  module.def("matmul", &matmul, Released());
+  nb::class_<Weight>(module, "Weight")
+      .def(nb::init<int, std::int64_t, std::int64_t, std::int64_t, int, int, std::uintptr_t, std::size_t, std::uintptr_t, std::size_t,
+                    std::int64_t, std::uintptr_t, std::size_t>())
+      .def("multiply", &Weight::multiply, Released());
   module.def("add_outliers", &add_outliers, Released());
   module.def("read", &read_array, Released());
   module.def("forget_pages", &forget_pages);

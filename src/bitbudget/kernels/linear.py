@@ -75,10 +75,10 @@ class QuantModule(nn.Module):
 
     def multiply(self, x: Float[Tensor, "*batch in"], bias: Tensor | None) -> Float[Tensor, "*batch out"]:
         """x Ŵᵀ + bias, in x's dtype, by the fastest kernels for what is held."""
-        packed = self.packed
+        packed = self._modules["packed"]  # quicker than by name, once a product
         if packed is None or not _runs_packed(x):
             return reference.linear(x, self.stored(bias))
-        result: Tensor = packed(x, bias, self.activations)
+        result: Tensor = packed.forward(x, bias, self.activations)
         return result
 
     def fill(self, weight: StoredWeight) -> None:
@@ -258,6 +258,11 @@ def chosen_kernels(kernels: str | None = None) -> str:
     if chosen not in KERNELS:
         raise InputError(f"There are no kernels {chosen!r}. Choose one of {', '.join(KERNELS)}.")
     return chosen
+
+
+def packs(device: torch.device, kernels: str | None = None) -> bool:
+    """Whether a model that runs on a device with these kernels packs its weights, where they are compiled; see `use_kernels`."""
+    return device.type == "cpu" and chosen_kernels(kernels) != "reference"
 
 
 def multiplying(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:

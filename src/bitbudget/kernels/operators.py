@@ -13,12 +13,10 @@ from bitbudget.kernels.extension import ISAS
 from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, InputFormat, QuantizedInputs, rows_of
 from bitbudget.kernels.products import (
     CodeLayout,
-    Destination,
-    Sparse,
+    Weight,
     add_sparse,
     are_outliers,
     is_sparse_matrix,
-    multiply,
 )
 
 SCHEMA = (
@@ -59,12 +57,12 @@ def packed_linear(  # noqa: PLR0913 -- an operator's arguments are tensors and n
         count, group, bits, parameters = layouts[4 * place : 4 * place + 4]
         inputs = QuantizedInputs.of(rows, InputFormat(isa, columns, group, activations))
         layout = CodeLayout(isa, count, columns, group, bits, parameters)
-        destination = Destination(y, order if order.numel() else None)
-        multiply(layout, tensor, inputs, _of_rows(bias, order), destination, _sparse(layout, outliers, place, rows))
+        weight = Weight(layout, tensor, out_features, _given(order), _sparse(layout, outliers, place))
+        weight.multiply(inputs, _of_rows(bias, order), y, rows)
     if outliers and not _within(outliers):
         pointers, places, values = outliers
         _require(is_sparse_matrix(pointers, places, values.numel(), columns), "outliers are no sparse matrix")
-        add_sparse(rows, pointers, places, values, Destination(y, orders[-1] if orders[-1].numel() else None))
+        add_sparse(rows, pointers, places, values, _given(orders[-1]), y)
     return y.view(*x.shape[:-1], out_features)
 
 
@@ -89,11 +87,15 @@ def _within(outliers: Sequence[Tensor]) -> bool:
     return bool(outliers) and outliers[0].dtype == torch.uint8
 
 
-def _sparse(layout: CodeLayout, outliers: Sequence[Tensor], place: int, rows: Tensor) -> Sparse | None:
+def _sparse(layout: CodeLayout, outliers: Sequence[Tensor], place: int) -> Tensor | None:
     if not _within(outliers):
         return None
     _require(are_outliers(layout, outliers[place]), "these are no packed outliers of this part")
-    return Sparse(outliers[place], rows)
+    return outliers[place]
+
+
+def _given(order: Tensor) -> Tensor | None:
+    return order if order.numel() else None
 
 
 def _of_rows(bias: Tensor | None, order: Tensor) -> Tensor | None:

@@ -5,6 +5,8 @@ every group beside them. The product rounds activations to 8 bits per token and 
 over the residual (`a16`); integers are summed exactly within a group, groups in fp32.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -13,17 +15,15 @@ from bitbudget.grids import BF16, FP16, FP32, Grid
 from bitbudget.grids.codecs import Byte, PackedInt
 from bitbudget.grids.codecs import Float as FloatCodec
 from bitbudget.kernels.extension import ISAS
-from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, SharedInputs, rows_of
+from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, SharedInputs
 from bitbudget.kernels.operators import packed_linear
 from bitbudget.kernels.products import (
     CodeLayout,
-    Destination,
-    Sparse,
+    Weight,
     add_sparse,
     exact_parameters,
     is_sparse_matrix,
     lookup,
-    multiply,
     pack,
     pack_outliers,
     unpack,
@@ -148,6 +148,30 @@ class PackedOutliers(StoredTensors):
         OutlierPart(self.format, self.shape, tensors).add_to(tile, rows)
 
 
+@dataclass(frozen=True, slots=True)
+class ReadyPart:
+    """formats: of its inputs, by number of the activations."""
+
+    weight: Weight
+    formats: list[InputFormat]
+    order: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that a product needs, each a plain attribute. When its turn comes, the weights of all other layers have gone through
+    the caches since: every object that is looked for then comes from memory, which takes longer than the work done with it.
+
+    sparse: row pointers, columns, values and order of outliers that no part holds. needs_rows: there are outliers. scales: of
+    inputs and of outputs.
+    """
+
+    parts: tuple[ReadyPart, ...]
+    sparse: tuple[Tensor, Tensor, Tensor, Tensor | None] | None
+    needs_rows: bool
+    scales: tuple[Tensor | None, Tensor | None]
+
+
 class PackedLinear(nn.Module):
     """All of a stored weight [out, in] but its bias, packed for the CPU. It shares no memory with the stored tensors."""
 
@@ -173,6 +197,7 @@ class PackedLinear(nn.Module):
             self.add_module(group, StoredTensors())
             for name, tensor in tensors.items():
                 self.get_submodule(group).register_buffer(name, tensor.clone(), persistent=False)
+        self._ready: Ready | None = None
 
     @property
     def nbytes(self) -> int:
@@ -201,31 +226,50 @@ class PackedLinear(nn.Module):
         self, x: Float[Tensor, "*batch in"], bias: Tensor | None, activations: int
     ) -> Float[Tensor, "*batch out"]:
         """In x's dtype; activations: the number of their format (`inputs.ACTIVATIONS`)."""
-        scale_in, scale_out = self.input_map._buffers.get("scale"), self.output_map._buffers.get("scale")
+        ready = None if torch.compiler.is_compiling() else self._ready or self._prepare()
+        scale_in, scale_out = self._scales() if ready is None else ready.scales
         inside = x if scale_in is None else x * scale_in
         wide = None if bias is None else bias.float()
         within = wide if scale_out is None else None
-        if torch.compiler.is_compiling():
+        if ready is None:
             y: Tensor = self._traced(inside, within, activations)
         else:
-            y = self._multiplied(inside, within, activations)
+            y = self._multiplied(ready, inside, within, activations)
         if scale_out is not None:
             y = y * scale_out if wide is None else y * scale_out + wide
-        return y.to(x.dtype)
+        return y if y.dtype is x.dtype else y.to(x.dtype)
 
-    def _multiplied(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
+    def _multiplied(self, ready: "Ready", x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
+        inputs = self.shared.get(x)
+        rows = inputs.rows(x) if ready.needs_rows else None
         y = torch.empty(x.numel() // self.shape[1], self.shape[0])
-        residual = self.residual
-        rows = None if residual is None else rows_of(x)
-        for part in self.parts:
-            inputs = self.shared.get(x, part.formats[activations])
+        for part in ready.parts:
             own = bias if bias is None or part.order is None else bias[part.order]
-            sparse = None if part.sparse is None or rows is None else Sparse(part.sparse, rows)
-            multiply(part.layout, part.packed, inputs, own, Destination(y, part.order), sparse)
-        if residual is not None and rows is not None and not residual.within:
+            part.weight.multiply(inputs.quantized(x, part.formats[activations]), own, y, rows)
+        if ready.sparse is not None and rows is not None:
+            add_sparse(rows, *ready.sparse, y)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.shape[0])
+
+    def _prepare(self) -> "Ready":
+        """Once, and again where tensors were exchanged."""
+        residual = self.residual
+        outputs, sparse = self.shape[0], None
+        if residual is not None and not residual.within:
             columns, values = residual.get_buffer("columns"), residual.get_buffer("values")
-            add_sparse(rows, residual.row_pointers, columns, values, Destination(y, residual.order))
-        return y.view(*x.shape[:-1], self.shape[0])
+            sparse = residual.row_pointers, columns, values, residual.order
+        parts = tuple(
+            ReadyPart(Weight(part.layout, part.packed, outputs, part.order, part.sparse), part.formats, part.order)
+            for part in self.parts
+        )
+        self._ready = Ready(parts, sparse, residual is not None, self._scales())
+        return self._ready
+
+    def _scales(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.input_map._buffers.get("scale"), self.output_map._buffers.get("scale")
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        self._ready = None
+        return super()._apply(fn, recurse)
 
     def _traced(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
         packed, layouts, outliers, orders = self.operands()
@@ -306,12 +350,12 @@ def _order(part: DensePart | OutlierPart, permutation: Tensor | None) -> Tensor 
     return wide if own is None else wide[own.to(torch.int64)]
 
 
-def growth(choice: Choice, shape: Shape, isa: str) -> int:
+def growth(choice: Choice, shape: Shape) -> int:
     """Bytes that a weight [out, in] takes packed beyond those of its stored tensors, at most; 0 where it is not packed."""
     total = 0
     for part, rows in zip(choice.dense, choice.row_counts(shape[0]), strict=True):
         grid = part.grid
-        layout = CodeLayout(ISAS.index(isa), rows, shape[1], grid.group or shape[1], grid.bits, _parameters(grid))
+        layout = CodeLayout(0, rows, shape[1], grid.group or shape[1], grid.bits, _parameters(grid))
         if choice.activation or grid.axis != "in" or not layout.exists:
             return 0
         again = ("codes", *found_again(grid))

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from bitbudget.kernels.extension import compiled
 from bitbudget.kernels.inputs import QuantizedInputs, extent
-from bitbudget.kernels.tensors import empty_bytes
+from bitbudget.kernels.tensors import empty_bytes, empty_weight
 
-TILE_ROWS, LINE_BYTES = 16, 64  # of cpu/layout.h
+TILE_ROWS, LINE_BYTES, BLOCK_COLUMNS, LARGEST_GROUP = 16, 64, 32, 65536  # of cpu/layout.h
+WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,23 @@ class CodeLayout:
         """Shape of scales and zeros."""
         return self.rows, -(-self.columns // self.group)
 
+    # As cpu/layout.h says it, so that plans can count packed bytes where there is no extension.
+    @property
+    def padded(self) -> int:
+        """Columns that a group takes."""
+        return -(-min(self.group, self.columns) // BLOCK_COLUMNS) * BLOCK_COLUMNS
+
     @property
     def nbytes(self) -> int:
         """Bytes of the packed codes, scales and zeros."""
-        return int(compiled().packed_size(*self.arguments))
+        groups = self.table[1]
+        tile = groups * TILE_ROWS * (self.padded * self.bits // 8 + (4 if self.parameters else 8))
+        return -(-self.rows // TILE_ROWS) * tile
 
     @property
     def exists(self) -> bool:
         """Whether there is a kernel for it."""
-        return bool(compiled().valid(*self.arguments))
+        return self.bits in WIDTHS and self.padded <= LARGEST_GROUP
 
 
 def exact_parameters(scale: Tensor, zero: Tensor) -> int:
@@ -55,7 +64,7 @@ def exact_parameters(scale: Tensor, zero: Tensor) -> int:
 
 def pack(layout: CodeLayout, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """Packed bytes of a bit stream of codes, int32 [rows, words], scales and zeros, fp32 [rows, groups]."""
-    packed = empty_bytes(layout.nbytes)
+    packed = empty_weight(layout.nbytes)
     compiled().pack(
         *layout.arguments, *_address(codes), scale.data_ptr(), zero.data_ptr(), scale.nbytes, *_address(packed),
         torch.get_num_threads(),
@@ -83,46 +92,39 @@ def lookup(layout: CodeLayout, packed: Tensor, rows: Tensor) -> Tensor:
     return values
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where a product goes: y fp32 [n, out], contiguous, and the output of each row, int32, or None for its own number."""
+class Weight:
+    """Codes of some rows as `pack` makes them, ready to multiply: sizes and places are checked once, here.
 
-    y: Tensor
-    order: Tensor | None
+    order: the output of each row, int32, or None for its own number, below `outputs`. sparse: outliers of the rows, packed.
+    """
 
-    @property
-    def arguments(self) -> tuple[int, int, int, int, int, int]:
-        return *_address(self.order), *_address(self.y), self.y.shape[1], torch.get_num_threads()
+    __slots__ = ("_made", "_multiply", "_outliers")
 
+    def __init__(self, layout: CodeLayout, packed: Tensor, outputs: int, order: Tensor | None, sparse: Tensor | None) -> None:
+        self._made = layout, packed, outputs, order, sparse  # the tensors have to live as long as their addresses are kept
+        self._outliers = sparse is not None
+        self._multiply = (
+            compiled().Weight(*layout.arguments, *_address(packed), *_address(order), outputs, *_address(sparse)).multiply
+        )
 
-@dataclass(frozen=True)
-class Sparse:
-    """Outliers of the rows of a product, packed, and what they multiply with: x, fp32 [n, in], as `rows_of` gives it."""
+    def __reduce__(self) -> tuple[type["Weight"], tuple[CodeLayout, Tensor, int, Tensor | None, Tensor | None]]:
+        return Weight, self._made  # a copy has addresses of its own
 
-    packed: Tensor
-    x: Tensor
+    def multiply(self, inputs: QuantizedInputs, bias: Tensor | None, y: Tensor, x: Tensor | None) -> None:
+        """Writes x Ŵᵀ + bias into its outputs of y, fp32 [n, outputs], contiguous.
 
-    @property
-    def arguments(self) -> tuple[int, int, int, int, int]:
-        return *_address(self.packed), self.x.data_ptr(), extent(self.x), self.x.stride(0)
-
-
-NOTHING = (0, 0, 0, 0, 0)
-
-
-def multiply(
-    layout: CodeLayout,
-    packed: Tensor,
-    inputs: QuantizedInputs,
-    bias: Tensor | None,
-    destination: Destination,
-    sparse: Sparse | None = None,
-) -> None:
-    """Writes x Ŵᵀ + bias. bias: fp32 [rows], or None."""
-    compiled().matmul(
-        *layout.arguments, *_address(packed), *_address(inputs.data), inputs.count, inputs.format.activations,
-        *_address(bias), *destination.arguments, *(NOTHING if sparse is None else sparse.arguments),
-    )  # fmt: skip
+        bias: fp32 [rows], or None. x: what was quantized, fp32 [n, in] as `rows_of` gives it; only outliers need it.
+        """
+        bias_at, bias_bytes = (0, 0) if bias is None else (bias.data_ptr(), bias.nbytes)
+        rows_at, rows_bytes, stride = 0, 0, 0
+        if self._outliers:
+            assert x is not None
+            rows_at, rows_bytes, stride = x.data_ptr(), extent(x), x.stride(0)
+        data = inputs.data
+        self._multiply(
+            data.data_ptr(), data.nbytes, inputs.count, inputs.format.activations, bias_at, bias_bytes, y.data_ptr(), y.nbytes,
+            torch.get_num_threads(), rows_at, rows_bytes, stride,
+        )  # fmt: skip
 
 
 def pack_outliers(row_pointers: Tensor, columns: Tensor, values: Tensor, most: int) -> Tensor | None:
@@ -156,11 +158,14 @@ def are_outliers(layout: CodeLayout, packed: Tensor) -> bool:
     return bool(compiled().are_outliers(layout.rows, layout.columns, *_address(packed)))
 
 
-def add_sparse(x: Tensor, row_pointers: Tensor, columns: Tensor, values: Tensor, destination: Destination) -> None:
-    """Adds x times a sparse matrix in CSR: int32, int32, fp32. x: fp32 [n, in] as `rows_of` gives them."""
+def add_sparse(
+    x: Tensor, row_pointers: Tensor, columns: Tensor, values: Tensor, order: Tensor | None, y: Tensor
+) -> None:
+    """Adds x times a sparse matrix in CSR (int32, int32, fp32) to y. x, order, y: as `Weight` takes them."""
     compiled().add_outliers(
         x.data_ptr(), extent(x), len(x), x.stride(0), x.shape[1], row_pointers.data_ptr(), columns.data_ptr(),
-        values.data_ptr(), values.numel(), row_pointers.numel() - 1, *destination.arguments,
+        values.data_ptr(), values.numel(), row_pointers.numel() - 1, *_address(order), *_address(y), y.shape[1],
+        torch.get_num_threads(),
     )  # fmt: skip
 
 

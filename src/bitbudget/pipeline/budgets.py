@@ -1,7 +1,8 @@
 """Budgets: what a user asks for, in bytes or bits, and what is left of it for the layers.
 
-The solver limits the bytes of the layers (the dimension `bytes`), the code bits of the blocks' linears (`code_bits`), and
-bytes of the files (`disk`). Everything else that a budget has to pay for is a constant, known from headers.
+The solver limits the bytes of the layers (the dimension `bytes`), the code bits of the blocks' linears (`code_bits`), bytes of
+the files (`disk`), and bytes of the layers as they are held while the model runs (`memory`). Everything else that a budget has to
+pay for is a constant, known from headers.
 """
 
 import math
@@ -13,15 +14,15 @@ from bitbudget.errors import InputError
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 
-BYTES, CODE_BITS, DISK = "bytes", "code_bits", "disk"
-DIMENSIONS = (BYTES, CODE_BITS, DISK)
+BYTES, CODE_BITS, DISK, MEMORY = "bytes", "code_bits", "disk", "memory"
+DIMENSIONS = (BYTES, CODE_BITS, DISK, MEMORY)
 
 
 @dataclass(frozen=True)
 class Budget:
     """What may not be exceeded; None: no limit.
 
-    memory: bytes of stored tensors, key-value cache and reserve while the model runs. weights: Σ bytes of all tensors.
+    memory: bytes of tensors, key-value cache and reserve while the model runs. weights: Σ bytes of all tensors.
     disk: bytes of the safetensors files and their index. bits: 8 × stored bytes of all layers over their weights, those kept
     at 16 bits included. code_bits: Σ code bits over the weights of the blocks' linears, as papers count.
     """
@@ -62,8 +63,7 @@ def limits(budget: Budget, source: SourceModel, beside_weights: int) -> dict[str
     constant = passthrough_bytes(source)
     weights = sum(math.prod(layer.shape) for layer in source.layers)
     left: list[int] = []
-    if budget.memory is not None:
-        left.append(budget.memory - beside_weights - constant)
+    memory = None if budget.memory is None else budget.memory - beside_weights - constant
     if budget.weights is not None:
         left.append(budget.weights - constant)
     if budget.bits is not None:
@@ -71,7 +71,7 @@ def limits(budget: Budget, source: SourceModel, beside_weights: int) -> dict[str
     code_bits = None
     if budget.code_bits is not None:
         code_bits = math.floor(budget.code_bits * sum(math.prod(layer.shape) for layer in counted(source.layers)))
-    return {BYTES: min(left, default=None), CODE_BITS: code_bits, DISK: budget.disk}
+    return {BYTES: min(left, default=None), CODE_BITS: code_bits, DISK: budget.disk, MEMORY: memory}
 
 
 def option(name: str, budget: Budget) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bitbudget.allocation import Plan, ScoreTable
 from bitbudget.errors import InputError
+from bitbudget.kernels import packs
 from bitbudget.methods import METHODS, LlmMq
 from bitbudget.methods.recipe import Recipe
 from bitbudget.models.source import SourceModel
@@ -15,7 +16,7 @@ from bitbudget.pipeline.decide import decide
 from bitbudget.pipeline.effort import SCRATCH_BYTES, Effort, effort_of
 from bitbudget.pipeline.judging import scaled_again
 from bitbudget.pipeline.memory import memory_promise
-from bitbudget.pipeline.offers import chosen, offers
+from bitbudget.pipeline.offers import chosen, offers, packing
 from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES, OutputPlan, PlannedLayer
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.prepare import Preparation
@@ -73,12 +74,15 @@ def plan_for(source: SourceModel, budget: Budget, options: Options, max_shard_by
         raise InputError("No budget was given. Name one, such as --memory 4GiB, --weights 3GB, --bits 4 or --disk 3GB.")
     recipe = options.recipe()
     planner = Planner(source, options.settings(recipe, effort_of(options.effort)), run)
-    memory = None
+    memory, packed = None, packs(planner.device)
     if budget.memory is not None:
         promise = memory_promise(source, options.context, options.kv_dtype, planner.device, options.reserve)
         memory = promise.to_dict() | {"budget": budget.memory}
-    asked = question(source, budget, memory["beside_weights"] if memory else 0, max_shard_bytes, recipe.order)
+    beside = memory["beside_weights"] if memory else 0
+    asked = question(source, budget, beside, max_shard_bytes, recipe.order, packed)
     decided = decide(planner, asked)
+    if memory is not None:
+        memory["packing"] = packing({planned.layer: planned.choice for planned in decided.layers}) if packed else 0
     plan = replace(decided.plan, settings=dict(decided.plan.settings) | {"memory": memory, "comparison": decided.guard})
     return Planned(
         plan, _output(source, decided.layers, plan), decided.preparation, decided.guard, memory, decided.table

@@ -12,7 +12,7 @@ from bitbudget.pipeline.budgets import DIMENSIONS, DISK
 from bitbudget.pipeline.effort import WINDOW
 from bitbudget.pipeline.guard import Candidate, Judged, best
 from bitbudget.pipeline.judging import judged, scaled_again
-from bitbudget.pipeline.offers import Offer, chosen, costs, digits
+from bitbudget.pipeline.offers import Offer, chosen
 from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of
 from bitbudget.pipeline.planning import Planner
 from bitbudget.pipeline.prepare import Preparation
@@ -63,14 +63,14 @@ def measure(planner: Planner, asked: Question, every: Sequence[Offer]) -> tuple[
         if measured.sequences < count or count >= effort.most or agree(planner, measured, asked, every):
             break
         count = min(2 * count, effort.most)
-    table = restricted(measured.table(planner.source, planner.offers, planner.hashes()), every)
+    table = restricted(measured.table(asked.prices, planner.offers, planner.hashes()), every)
     return measured, table, solved(table, asked, planner.source, every)
 
 
 def agree(planner: Planner, measured: Measured, asked: Question, every: Sequence[Offer]) -> bool:
     """Whether each half's plan, by the other half's scores, loses little more than that half's own plan."""
     halves = [
-        restricted(measured.table(planner.source, planner.offers, {}, slice(first, None, 2)), every)
+        restricted(measured.table(asked.prices, planner.offers, {}, slice(first, None, 2)), every)
         for first in (0, 1)
     ]
     plans = [solve(half.units, asked.solver_limit(half), asked.solver) for half in halves]
@@ -88,12 +88,10 @@ def agree(planner: Planner, measured: Measured, asked: Question, every: Sequence
 
 def _without_choice(planner: Planner, asked: Question, layers: tuple[PlannedLayer, ...]) -> Decided:
     """The budget has room for the largest choice of every layer: nothing is measured."""
-    width = digits(planner.source)
+    costs = asked.prices.costs
     plan = Plan.chosen_by_hand(
         layers={planned.layer.name: str(planned.choice) for planned in layers},
-        costs={
-            planned.layer.name: dict(zip(DIMENSIONS, costs(planned, width), strict=True)) for planned in layers
-        },
+        costs={planned.layer.name: dict(zip(DIMENSIONS, costs(planned), strict=True)) for planned in layers},
         settings=settings_of(planner, asked, None),
         inputs=planner.hashes(),
     )

@@ -6,26 +6,43 @@ from fractions import Fraction
 
 from bitbudget.errors import BudgetError
 from bitbudget.models.source import SourceModel
-from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, Budget, counted, option, passthrough_bytes
-from bitbudget.pipeline.offers import Offer, costs, digits
+from bitbudget.pipeline.budgets import (
+    BYTES,
+    CODE_BITS,
+    DIMENSIONS,
+    DISK,
+    MEMORY,
+    Budget,
+    counted,
+    option,
+    passthrough_bytes,
+)
+from bitbudget.pipeline.offers import Offer, Prices
 from bitbudget.pipeline.output import PlannedLayer, disk_bytes_of
 
 DECIMALS = 3  # of bits that are named to a user, rounded up
 
 
 def refuse_too_small(
-    source: SourceModel, every: Sequence[Offer], budget: Budget, beside_weights: int, max_shard_bytes: int
+    source: SourceModel,
+    every: Sequence[Offer],
+    budget: Budget,
+    beside_weights: int,
+    max_shard_bytes: int,
+    prices: Prices,
 ) -> None:
     """Raise BudgetError for a budget below what all layers at their smallest take, which is named in the budget's own unit.
 
     beside_weights: bytes that running the model takes besides its tensors.
     """
-    smallest = {dimension: _smallest(source, every, dimension) for dimension in (BYTES, CODE_BITS, DISK)}
-    layers = sum(planned.nbytes for planned in smallest[BYTES])
-    kept = passthrough_bytes(source)
-    if budget.memory is not None and budget.memory < layers + kept + beside_weights:
-        beside = {"layers at their smallest": layers, "tensors kept as they are": kept, "all that runs beside": beside_weights}
-        raise _refusal(budget, "memory", layers + kept + beside_weights, beside, "ask for a shorter --context")
+    smallest = {dimension: _smallest(every, prices, dimension) for dimension in DIMENSIONS}
+    least = {name: sum(prices.cost(planned, name) for planned in layers) for name, layers in smallest.items()}
+    layers, kept = least[BYTES], passthrough_bytes(source)
+    if budget.memory is not None and budget.memory < least[MEMORY] + kept + beside_weights:
+        stored = sum(planned.nbytes for planned in smallest[MEMORY])
+        parts = {"layers at their smallest": stored, "packed for the kernels": least[MEMORY] - stored}
+        parts |= {"tensors kept as they are": kept, "all that runs beside": beside_weights}
+        raise _refusal(budget, "memory", sum(parts.values()), parts, "ask for a shorter --context")
     if budget.weights is not None and budget.weights < layers + kept:
         raise _refusal(
             budget, "weights", layers + kept, {"layers at their smallest": layers, "tensors kept as they are": kept}
@@ -39,15 +56,13 @@ def refuse_too_small(
     if budget.bits is not None and math.floor(budget.bits * weights / 8) < layers:
         raise _refusal(budget, "bits", _rounded_up(8 * layers, weights), {})
     linears = sum(math.prod(layer.shape) for layer in counted(source.layers))
-    code = sum(costs(planned, digits(source))[DIMENSIONS.index(CODE_BITS)] for planned in smallest[CODE_BITS])
-    if budget.code_bits is not None and math.floor(budget.code_bits * linears) < code:
-        raise _refusal(budget, "code_bits", _rounded_up(code, linears), {})
+    if budget.code_bits is not None and math.floor(budget.code_bits * linears) < least[CODE_BITS]:
+        raise _refusal(budget, "code_bits", _rounded_up(least[CODE_BITS], linears), {})
 
 
-def _smallest(source: SourceModel, every: Sequence[Offer], dimension: str) -> list[PlannedLayer]:
+def _smallest(every: Sequence[Offer], prices: Prices, dimension: str) -> list[PlannedLayer]:
     """Every layer by the choice that costs least in a dimension."""
-    width, place = digits(source), DIMENSIONS.index(dimension)
-    return [min(offer.planned, key=lambda planned: costs(planned, width)[place]) for offer in every]
+    return [min(offer.planned, key=lambda planned: prices.cost(planned, dimension)) for offer in every]
 
 
 def _rounded_up(bits: int, weights: int) -> float:
@@ -58,7 +73,7 @@ def _refusal(
     budget: Budget, name: str, least: int | float, parts: dict[str, int], advice: str = "offer smaller choices with --widths"
 ) -> BudgetError:
     unit = "bits a weight" if name in ("bits", "code_bits") else "bytes"
-    made_of = ", ".join(f"{part} {nbytes:,}" for part, nbytes in parts.items())
+    made_of = ", ".join(f"{part} {nbytes:,}" for part, nbytes in parts.items() if nbytes)
     return BudgetError(
         f"{option(name, budget)} cannot be met: at least {least:,} {unit}{f' ({made_of})' if made_of else ''}. "
         f"Raise it, or {advice}."

@@ -5,10 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bitbudget.kernels.packed import growth
 from bitbudget.methods.recipe import KEPT, Recipe
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
-from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, passthrough_bytes
+from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DIMENSIONS, DISK, MEMORY, passthrough_bytes
 from bitbudget.pipeline.output import PlannedLayer, plan_layer
 from bitbudget.storage import Choice, TensorSpec
 
@@ -47,13 +48,41 @@ def _offer(layer: Layer, texts: Sequence[str]) -> Offer:
     return Offer(layer, tuple(found.values()) or tuple(unfit[:1]))
 
 
-def costs(planned: PlannedLayer, file_digits: int) -> tuple[int, ...]:
-    """Costs in the order of `DIMENSIONS`. Code bits of embedding and head do not count (papers leave them out)."""
-    code_bits = 0
-    if planned.layer.kind == "linear":
-        code_bits = round(planned.choice.nominal_bits(planned.layer.shape) * math.prod(planned.layer.shape))
-    found = {BYTES: planned.nbytes, CODE_BITS: code_bits, DISK: planned.nbytes + _named(planned.specs(), file_digits)}
-    return tuple(found[name] for name in DIMENSIONS)
+@dataclass(frozen=True)
+class Prices:
+    """What layers cost. digits: of the largest offset in a file. packed: whether weights are packed where the model runs; if not,
+    they are held as they are stored.
+    """
+
+    digits: int
+    packed: bool = True
+
+    @classmethod
+    def of(cls, source: SourceModel, packed: bool = True) -> "Prices":
+        return cls(len(str(sum(info.nbytes for info in source.checkpoint.tensors.values()))), packed)
+
+    def costs(self, planned: PlannedLayer) -> tuple[int, ...]:
+        """In the order of `DIMENSIONS`. Code bits of embedding and head do not count (papers leave them out)."""
+        code_bits = 0
+        if planned.layer.kind == "linear":
+            code_bits = round(planned.choice.nominal_bits(planned.layer.shape) * math.prod(planned.layer.shape))
+        found = {
+            BYTES: planned.nbytes,
+            CODE_BITS: code_bits,
+            DISK: planned.nbytes + _named(planned.specs(), self.digits),
+            MEMORY: planned.nbytes + (packing({planned.layer: planned.choice}) if self.packed else 0),
+        }
+        return tuple(found[name] for name in DIMENSIONS)
+
+    def cost(self, planned: PlannedLayer, dimension: str) -> int:
+        """In one of them."""
+        return self.costs(planned)[DIMENSIONS.index(dimension)]
+
+
+def packing(choices: Mapping[Layer, Choice]) -> int:
+    """Bytes that layers take beyond their stored tensors once they are packed for the CPU kernels, at most."""
+    multiplying = ((layer, choice) for layer, choice in choices.items() if layer.kind != "embedding" and not choice.kept)
+    return sum(growth(choice, layer.shape) for layer, choice in multiplying)
 
 
 def disk_constant(source: SourceModel, max_shard_bytes: int) -> int:
@@ -72,11 +101,6 @@ def _named(specs: Sequence[TensorSpec], digits: int) -> int:
     return sum(
         len(json.dumps(spec.name, ensure_ascii=False).encode()) + entry + len(str(list(spec.shape))) for spec in specs
     )
-
-
-def digits(source: SourceModel) -> int:
-    """Digits of the largest offset in a file."""
-    return len(str(sum(info.nbytes for info in source.checkpoint.tensors.values())))
 
 
 def chosen(every: Sequence[Offer], layers: Mapping[str, str]) -> tuple[PlannedLayer, ...]:

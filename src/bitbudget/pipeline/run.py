@@ -12,16 +12,18 @@ from transformers import PreTrainedModel
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.checkpoint.native import NativeConfig
 from bitbudget.errors import InputError
-from bitbudget.kernels import best_isa, chosen_kernels
-from bitbudget.kernels.packed import growth
+from bitbudget.kernels import best_isa, packs
 from bitbudget.models.devices import resolve_device
+from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import kv_cache
 from bitbudget.pipeline.generate import Generated, Sampling, generate, has_chat_template, prompt_ids
 from bitbudget.pipeline.heap import bound_heap
 from bitbudget.pipeline.memory import MemoryPromise, UnknownMemory, memory_promise
+from bitbudget.pipeline.offers import packing
 from bitbudget.pipeline.record import RECORD_NAME, read_record
 from bitbudget.pipeline.watch import MemoryWatch
+from bitbudget.storage import Choice
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -97,8 +99,8 @@ class Runnable:
             unknown = str(reason)
         weights = sum(info.nbytes for info in source.checkpoint.tensors.values())
         tokenizer = Tokenizer.open(folder, trust_remote_code)
-        packing = _packing(source) if where.type == "cpu" and chosen_kernels(kernels) != "reference" else 0
-        return cls(tokenizer, where, dtype, tokens, source.checkpoint.files, weights, packing, promise, unknown)
+        packed = packing(_choices(source)) if packs(where, kernels) and best_isa() else 0
+        return cls(tokenizer, where, dtype, tokens, source.checkpoint.files, weights, packed, promise, unknown)
 
     def ids(self, prompt: str, raw: bool) -> tuple[list[int], bool]:
         """Tokens of the prompt, and whether they are a chat's: raw leaves out the model's chat template.
@@ -125,15 +127,11 @@ class Runnable:
         return made, RunMemory(self.weights, self.packing, self.promise, self.unknown, *measured)
 
 
-def _packing(source: SourceModel) -> int:
-    """Bytes that the packed weights of linears take beyond their stored ones."""
-    isa = best_isa()
-    if isa is None:
-        return 0
+def _choices(source: SourceModel) -> dict[Layer, Choice]:
+    """Of the layers that a checkpoint of ours stores."""
     stored = json.loads((source.folder / "config.json").read_text("utf-8")).get("quantization_config")
     choices = NativeConfig.from_dict(stored).layers if stored else {}
-    packed = [layer for layer in source.layers if layer.name in choices and layer.kind != "embedding"]
-    return sum(growth(choices[layer.name], layer.shape, isa) for layer in packed)
+    return {layer: choices[layer.name] for layer in source.layers if layer.name in choices}
 
 
 def _recorded_context(folder: Path) -> int | None:

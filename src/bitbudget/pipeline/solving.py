@@ -11,7 +11,7 @@ from bitbudget.methods.recipe import Order
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import DIMENSIONS, DISK, Budget, described, exceeded, limits
 from bitbudget.pipeline.least import refuse_too_small
-from bitbudget.pipeline.offers import Offer, chosen, costs, digits, disk_constant
+from bitbudget.pipeline.offers import Offer, Prices, chosen, disk_constant
 from bitbudget.pipeline.output import OutputPlan, PlannedLayer, disk_bytes_of, shards_of
 
 DISK_ROUNDS = 12  # of moving the limit of the disk; two or three are enough nearly always
@@ -28,6 +28,7 @@ class Question:
     constant_disk: int
     beside_weights: int
     max_shard_bytes: int
+    prices: Prices
     order: Order = "keep"
 
     @property
@@ -45,12 +46,18 @@ class Question:
 
 
 def question(
-    source: SourceModel, budget: Budget, beside_weights: int, max_shard_bytes: int, order: Order = "keep"
+    source: SourceModel,
+    budget: Budget,
+    beside_weights: int,
+    max_shard_bytes: int,
+    order: Order = "keep",
+    packed: bool = True,
 ) -> Question:
-    """Raises InputError for a budget that is no number."""
+    """packed: as of `Prices`. Raises InputError for a budget that is no number."""
     budget.check()
     limit = limits(budget, source, beside_weights)
-    return Question(budget, limit, disk_constant(source, max_shard_bytes), beside_weights, max_shard_bytes, order)
+    constant, prices = disk_constant(source, max_shard_bytes), Prices.of(source, packed)
+    return Question(budget, limit, constant, beside_weights, max_shard_bytes, prices, order)
 
 
 def offered(every: Sequence[Offer], budget: Budget) -> tuple[Offer, ...]:
@@ -110,12 +117,11 @@ def _solved(table: ScoreTable, limit: Mapping[str, int | None], asked: Question)
 
 def refuse_infeasible(source: SourceModel, every: Sequence[Offer], asked: Question) -> None:
     """Before any work: raise BudgetError where no plan can meet the budget."""
-    refuse_too_small(source, every, asked.budget, asked.beside_weights, asked.max_shard_bytes)
-    width = digits(source)
+    refuse_too_small(source, every, asked.budget, asked.beside_weights, asked.max_shard_bytes, asked.prices)
     units = []
     for offer in every:
         name = offer.layer.name
-        points = (Point({name: str(planned.choice)}, costs(planned, width), 0.0) for planned in offer.planned)
+        points = (Point({name: str(planned.choice)}, asked.prices.costs(planned), 0.0) for planned in offer.planned)
         units.append(Unit(name, tuple(points)))
     table = ScoreTable(DIMENSIONS, tuple(units), {})
     _solved(table, asked.solver_limit(table), asked)
@@ -123,9 +129,9 @@ def refuse_infeasible(source: SourceModel, every: Sequence[Offer], asked: Questi
 
 def richest(source: SourceModel, every: Sequence[Offer], asked: Question) -> tuple[PlannedLayer, ...] | None:
     """Every layer by its largest choice, if the budget has room for that: then there is nothing to choose."""
-    width = digits(source)
-    layers = tuple(max(offer.planned, key=lambda planned: costs(planned, width)) for offer in every)
-    sums = (sum(amounts) for amounts in zip(*(costs(planned, width) for planned in layers), strict=True))
+    costs = asked.prices.costs
+    layers = tuple(max(offer.planned, key=costs) for offer in every)
+    sums = (sum(amounts) for amounts in zip(*map(costs, layers), strict=True))
     totals = dict(zip(DIMENSIONS, sums, strict=True))
     if asked.limit[DISK] is not None:  # files are known to the byte
         totals[DISK] = disk_bytes_of(source, layers, asked.max_shard_bytes)

@@ -8,9 +8,8 @@ import torch
 
 from bitbudget.allocation import Point, ScoreTable, Unit
 from bitbudget.checkpoint.scratch import read_tensors
-from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.budgets import DIMENSIONS
-from bitbudget.pipeline.offers import Offer, costs, digits
+from bitbudget.pipeline.offers import Offer, Prices
 from bitbudget.pipeline.scores import Scoring, Wave
 from bitbudget.scoring import ESTIMATORS, Estimate, composite
 from bitbudget.scoring.estimators import Contraction, PerSequence, row_squares, whole_squares
@@ -70,17 +69,16 @@ class Measured:
         return Estimate(torch.cat([one.score for one in each]), torch.cat([one.se for one in each]))
 
     def table(
-        self, source: SourceModel, offers: Sequence[Offer], inputs: Mapping[str, str], chosen: slice = EVERY
+        self, prices: Prices, offers: Sequence[Offer], inputs: Mapping[str, str], chosen: slice = EVERY
     ) -> ScoreTable:
         """Units of all layers; a choice that keeps a layer as it is loses nothing."""
-        width, found = digits(source), self.estimates(offers, chosen)
-        units = []
+        found, units = self.estimates(offers, chosen), []
         for offer in offers:
             name, points = offer.layer.name, []
             for planned in offer.planned:
                 text = str(planned.choice)
                 score, se = found.get((name, text), (0.0, 0.0))
-                points.append(Point({name: text}, costs(planned, width), score, se))
+                points.append(Point({name: text}, prices.costs(planned), score, se))
             units.append(Unit(name, tuple(points)))
         return ScoreTable(DIMENSIONS, tuple(units), inputs)
 

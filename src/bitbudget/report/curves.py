@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from bitbudget.allocation import Plan
 
 BYTES = "bytes"
-AXES = {BYTES: "size of all layers", "disk": "size of the weight files", "nanoseconds": "time"}
+AXES = {
+    BYTES: "size of all layers",
+    "disk": "size of the weight files",
+    "memory": "size of all layers in memory",
+    "nanoseconds": "time",
+}
 LOSS = "KL divergence, nats a token"
 # Okabe and Ito's colours, which colour-blind readers tell apart; each comes with a mark of its own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -211,7 +216,7 @@ def _unit(dimension: str, most: int) -> tuple[str, int]:
     """The unit of an axis, empty where none is known, and what one of it is."""
     if dimension == "nanoseconds":
         return "ms", 10**6
-    if dimension not in (BYTES, "disk"):
+    if dimension not in (BYTES, "disk", "memory"):
         return "", 1
     place = max(power for power in range(1, len(UNITS) + 1) if most >= KIB**power or power == 1)
     return UNITS[place - 1], KIB**place

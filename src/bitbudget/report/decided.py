@@ -44,7 +44,8 @@ def show_decided(console: Console, shown: Mapping[str, Any], plan: "Plan") -> No
 
 def show_memory(console: Console, memory: Mapping[str, Any], weights_bytes: int) -> None:
     """What a memory budget pays for."""
-    parts = {"weights": weights_bytes, **{name: memory[name] for name in ("kv_cache", "activations", "workspace", "reserve")}}
+    beside = {name: memory[name] for name in ("kv_cache", "activations", "workspace", "reserve")}
+    parts = {"weights": weights_bytes, "packing them": memory.get("packing", 0), **beside}
     listed = ", ".join(f"{name.replace('_', ' ')} {exact_size(nbytes)}" for name, nbytes in parts.items())
     say(
         console,
