@@ -4,7 +4,6 @@ A contender is made for a shape, a number of tokens and a number of threads, and
 every copy. Whoever is not installed, or does not know the case, says why.
 """
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,17 +49,24 @@ def ours(text: str, kernels: str) -> Callable[[Case], Contender]:
     """Our kernels for a choice; activations fp32."""
 
     def make(case: Case) -> Contender:
-        module = QuantLinear.from_stored(any_weight(text, (case.rows, case.columns)))
-        reasons = use_kernels(module, kernels)
-        if reasons:
-            raise Absent("; ".join(reasons.values()))
-        assert module.packed is not None
-        modules = [module] + [copy.deepcopy(module) for _ in range(case.copies(module.packed.nbytes) - 1)]
+        weight = any_weight(text, (case.rows, case.columns))
+        modules = [_packed(weight, kernels)]
+        assert modules[0].packed is not None
+        nbytes = modules[0].packed.nbytes
+        modules += [_packed(weight, kernels) for _ in range(case.copies(nbytes) - 1)]
         x = torch.randn(case.tokens, case.columns)
         # A fresh tensor each time, so that every product rounds its own activations.
-        return Contender(lambda: [each(x.clone()) for each in modules], len(modules), module.packed.nbytes)
+        return Contender(lambda: [each(x.clone()) for each in modules], len(modules), nbytes)
 
     return make
+
+
+def _packed(weight: StoredWeight, kernels: str) -> QuantLinear:
+    module = QuantLinear.from_stored(weight)
+    reasons = use_kernels(module, kernels)
+    if reasons:
+        raise Absent("; ".join(reasons.values()))
+    return module
 
 
 def any_weight(text: str, shape: tuple[int, int]) -> StoredWeight:

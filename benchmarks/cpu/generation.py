@@ -3,20 +3,19 @@
 python benchmarks/cpu/generation.py [--choice int4:g128 …] [--threads 1 2] [--tokens 16] [--blocks 22] [--name NAME]
 
 The model has TinyLlama's shape (2048 wide, 5632 inside, 32 heads of which 4 hold keys, 32,000 tokens) and weights by chance, which
-change no time. Each run has a process of its own. `ours` is the share of the time spent in our products, the rest is transformers'
-and Python's. Recorded in results/NAME.json and .md.
+change no time. Each run has a process of its own. Per token after the first: milliseconds in all, those spent in our products, and
+those of the same products one after the other without anything between; the rest is transformers' and Python's. Medians of the
+tokens. The machine has to be idle. Recorded in results/NAME.json and .md.
 """
 
 import argparse
 import json
-import os
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
 
 import torch
 from contenders import any_weight
@@ -39,7 +38,7 @@ def main() -> None:
     for choice in asked.choice:
         for threads in asked.threads:
             for kernels in KERNELS:
-                tokens = 2 if kernels == "reference" else asked.tokens
+                tokens = 4 if kernels == "reference" else asked.tokens
                 command = [sys.executable, __file__, "--one", kernels, "--choice", choice, "--threads", str(threads)]
                 command += ["--tokens", str(tokens), "--blocks", str(asked.blocks)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -61,18 +60,19 @@ def measured(choice: str, kernels: str, threads: int, tokens: int, blocks: int) 
     use_kernels(model, kernels)
     packing = time.perf_counter() - began
     stored = sum(module.choice.nbytes(module.shape) for module in model.modules() if isinstance(module, QuantLinear))
-    clock = Clock(model)
     ids = torch.arange(3, 3 + PROMPT)[None]
     settings = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens, "pad_token_id": 0}
     with torch.no_grad():
         model.generate(ids, **(settings | {"min_new_tokens": 2, "max_new_tokens": 2}))
-        clock.seconds = 0.0
-        began = time.perf_counter()
+        clock = Clock(model)
         model.generate(ids, **settings)
-        seconds = time.perf_counter() - began
+        clock.remove()
+        alone = statistics.median(products_alone(model) for _ in range(tokens))
+    token, products = clock.per_token()
     return {
-        "choice": choice, "kernels": kernels, "threads": threads, "tokens": tokens, "tokens_per_second": tokens / seconds,
-        "ours": clock.seconds / seconds, "resident": resident() - before, "stored": stored, "packing_seconds": packing,
+        "choice": choice, "kernels": kernels, "threads": threads, "tokens": tokens, "token_seconds": token,
+        "products_seconds": products, "alone_seconds": alone, "resident": resident() - before, "stored": stored,
+        "packing_seconds": packing,
     }  # fmt: skip
 
 
@@ -98,20 +98,47 @@ def built(choice: str, blocks: int) -> LlamaForCausalLM:
 
 
 class Clock:
-    """Seconds spent in the products of a model's stored linears."""
+    """When each pass through a model began, and seconds spent in the products of its stored linears since."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.seconds = 0.0
+        self._began: list[float] = []
+        self._products: list[float] = []
+        self._hooks = [model.register_forward_pre_hook(self._next)]
         for module in model.modules():
             if isinstance(module, QuantLinear):
-                module.register_forward_pre_hook(self._start)
-                module.register_forward_hook(self._stop)
+                self._hooks += [module.register_forward_pre_hook(self._start), module.register_forward_hook(self._stop)]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def per_token(self) -> tuple[float, float]:
+        """Median seconds from token to token, and in products; the prompt's pass is left out, and what follows the last."""
+        steps = [after - before for before, after in zip(self._began[1:], self._began[2:], strict=False)]
+        return statistics.median(steps), statistics.median(self._products[1:])
+
+    def _next(self, *_: Any) -> None:
+        self._began.append(time.perf_counter())
+        self._products.append(0.0)
 
     def _start(self, *_: Any) -> None:
-        self._began = time.perf_counter()
+        self._entered = time.perf_counter()
 
     def _stop(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self._began
+        self._products[-1] += time.perf_counter() - self._entered
+
+
+def products_alone(model: nn.Module) -> float:
+    """Seconds of the products of one token, in the model's order; those that receive one tensor there receive one here."""
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, QuantLinear)]
+    x, seconds = torch.empty(0), 0.0
+    for name, module in linears:
+        if not name.endswith(("k_proj", "v_proj", "up_proj")):
+            x = torch.randn(1, 1, module.in_features)
+        began = time.perf_counter()
+        module(x)
+        seconds += time.perf_counter() - began
+    return seconds
 
 
 def resident() -> int:
@@ -121,11 +148,13 @@ def resident() -> int:
 
 def table(blocks: int, found: list[dict[str, Any]]) -> str:
     lines = [f"# Generation, TinyLlama's shape with {blocks} blocks, random weights", ""]
-    lines += ["| choice | threads | kernels | tokens/s | of the time ours | resident MiB | stored MiB | packing s |"]
-    lines += ["|---|--:|---|--:|--:|--:|--:|--:|"]
+    lines += ["| choice | threads | kernels | tokens/s | ms a token | of them products | products alone | resident MiB "]
+    lines[-1] += "| stored MiB | packing s |"
+    lines += ["|---|--:|---|" + "--:|" * 7]
     for run in found:
         sizes = f"{run['resident'] / 2**20:.0f} | {run['stored'] / 2**20:.0f} | {run['packing_seconds']:.1f}"
-        speed = f"{run['tokens_per_second']:.2f} | {100 * run['ours']:.0f} %"
+        times = [1e3 * run[f"{name}_seconds"] for name in ("token", "products", "alone")]
+        speed = f"{1e3 / times[0]:.2f} | {' | '.join(f'{value:.1f}' for value in times)}"
         lines.append(f"| {run['choice']} | {run['threads']} | {run['kernels']} | {speed} | {sizes} |")
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,8 @@
 """llama.cpp's matrix products through the C interface of its library ggml, called with ctypes.
 
 The libraries libggml-base.so and libggml-cpu.so come from the package llama-cpp-python, or from the folder that the environment
-variable GGML_LIBRARIES names. A model's weights go into a buffer type that repacks them, if there is one that takes them, so
-both kinds are contenders.
+variable GGML_LIBRARIES names (`cmake -S llama.cpp/ggml` builds them by themselves). A model's weights go into a buffer type that
+repacks them, if there is one that takes them, so plain and repacked weights are contenders.
 """
 
 import ctypes
@@ -29,20 +29,22 @@ class Parameters(ctypes.Structure):
     _fields_ = [("mem_size", Size), ("mem_buffer", Pointer), ("no_alloc", ctypes.c_bool)]
 
 
-def llama_cpp(kind: str, repacked: bool = False) -> Callable[[Case], Contender]:
-    """Products with weights of a ggml type; activations fp32, which it rounds by itself."""
+def llama_cpp(kind: str, buffers: str | None = None) -> Callable[[Case], Contender]:
+    """Products with weights of a ggml type; activations fp32, which it rounds by itself. buffers: the name of a repacking type."""
 
     def make(case: Case) -> Contender:
         ggml = library()
-        rows = _quantized(ggml, kind, case.columns)
+        rows = quantized(ggml, kind, case.columns)
         nbytes = case.rows * (rows.numel() // QUANTIZED_ROWS)
         copies = case.copies(nbytes)
         backend = ggml.ggml_backend_cpu_init()
         ggml.ggml_backend_cpu_set_n_threads(backend, case.threads)
         own = [_context(ggml, copies + 8), _context(ggml, 4 * copies + 64)]
         weights = [ggml.ggml_new_tensor_2d(own[0], TYPES[kind], case.columns, case.rows) for _ in range(copies)]
-        if not (_repacking if repacked else ggml.ggml_backend_alloc_ctx_tensors)(own[0], backend):
-            raise Absent(f"ggml has no {'repacked ' * repacked}{kind} for this processor")
+        if buffers is None:
+            ggml.ggml_backend_alloc_ctx_tensors(own[0], backend)
+        else:
+            ggml.ggml_backend_alloc_ctx_tensors_from_buft(own[0], _repacking(ggml, kind, buffers, case))
         data = rows.repeat(-(-case.rows // QUANTIZED_ROWS))[:nbytes].contiguous()
         for weight in weights:
             ggml.ggml_backend_tensor_set(weight, data.data_ptr(), 0, nbytes)
@@ -89,11 +91,21 @@ def library() -> Any:
         "ggml_backend_cpu_reg": (Pointer, []),
         "ggml_backend_reg_dev_get": (Pointer, [Pointer, Size]),
         "ggml_backend_reg_get_proc_address": (Pointer, [Pointer, ctypes.c_char_p]),
+        "ggml_backend_buft_name": (ctypes.c_char_p, [Pointer]),
+        "ggml_backend_buffer_free": (None, [Pointer]),
+        "ggml_backend_dev_supports_op": (ctypes.c_bool, [Pointer, Pointer]),
+        "ggml_log_set": (None, [Pointer, Pointer]),
     }
     for name, (result, arguments) in types.items():
         function = getattr(ggml, name)
         function.restype, function.argtypes = result, arguments
+    ggml.ggml_log_set(ctypes.cast(_silence, Pointer), None)
     return ggml
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, Pointer)
+def _silence(level: int, text: bytes, data: int) -> None:
+    """A line for every tensor."""
 
 
 def _context(ggml: Any, tensors: int) -> int:
@@ -101,21 +113,30 @@ def _context(ggml: Any, tensors: int) -> int:
     return found
 
 
-def _repacking(context: int, backend: int) -> bool:
-    """Allocate in a buffer type that repacks, if one takes all of the weights."""
-    ggml = library()
+def _repacking(ggml: Any, kind: str, name: str, case: Case) -> int:
+    """The buffer type of that name. Raises Absent where it does not multiply with such weights."""
     registry = ggml.ggml_backend_cpu_reg()
+    device = ggml.ggml_backend_reg_dev_get(registry, 0)
     address = ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
-    kinds = ctypes.CFUNCTYPE(ctypes.POINTER(Pointer), Pointer)(address)(ggml.ggml_backend_reg_dev_get(registry, 0))
+    kinds = ctypes.CFUNCTYPE(ctypes.POINTER(Pointer), Pointer)(address)(device)
     place = 0
     while kinds and kinds[place]:
-        if ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, kinds[place]):
-            return True
+        if ggml.ggml_backend_buft_name(kinds[place]).decode() == name:
+            weights, others = _context(ggml, 4), _context(ggml, 4)
+            weight = ggml.ggml_new_tensor_2d(weights, TYPES[kind], case.columns, case.rows)
+            held = ggml.ggml_backend_alloc_ctx_tensors_from_buft(weights, kinds[place])
+            product = ggml.ggml_mul_mat(others, weight, ggml.ggml_new_tensor_2d(others, F32, case.columns, case.tokens))
+            fits = bool(held) and ggml.ggml_backend_dev_supports_op(device, product)
+            if held:
+                ggml.ggml_backend_buffer_free(held)
+            if fits:
+                found: int = kinds[place]
+                return found
         place += 1
-    return False
+    raise Absent(f"ggml repacks no {kind} into {name} for this processor")
 
 
-def _quantized(ggml: Any, kind: str, columns: int) -> torch.Tensor:
+def quantized(ggml: Any, kind: str, columns: int) -> torch.Tensor:
     """Bytes of some rows."""
     values, importance = torch.randn(QUANTIZED_ROWS, columns), torch.ones(columns)
     found = torch.empty(QUANTIZED_ROWS * ggml.ggml_row_size(TYPES[kind], columns), dtype=torch.uint8)

@@ -5,11 +5,12 @@ python benchmarks/cpu/products.py [--tokens 1 8 512] [--threads 1 2] [--shapes 4
 The machine has to be idle: where another program wants a core, two threads wait for each other and all times are worthless.
 All contenders of a case run alternately in one sitting, a pass over every copy of the matrix at a time, with 256 MiB of copies
 so that weights come from memory. Recorded are medians of the passes, ratios of the best peer's median to ours, the machine's
-bandwidth and rate of VNNI multiply-adds (AMX can be above it) measured before and after each case, and a roofline plot:
-results/NAME.json, .md, .png.
+bandwidth and its rates of int8 multiply-adds (VNNI, and AMX where there is any) measured before and after each case, and a roofline
+plot: results/NAME.json, .md, .png.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -20,8 +21,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")  # before torch: the machine is ours alone while this runs
 
 import contenders as c
 import torch
@@ -40,7 +39,7 @@ PEERS = {
     8: {"onnxruntime": c.onnx_runtime(8), "torch int8pack": c.torch_int8, "torch dynamic": c.torch_dynamic},
 }
 LLAMA = {2: ("tq2_0", "q2_K", "iq2_xxs"), 3: ("q3_K", "iq3_xxs"), 4: ("q4_0", "q4_K"), 8: ("q8_0",)}
-REPACKED = ("q2_K", "q4_0", "q4_K")
+REPACKING = ("AMX", "CPU_REPACK")  # ggml's buffer types
 OURS = {f"ours {kernels}": kernels for kernels in ("a8", "a16")}
 # What a mix of widths and outliers cost beside uniform layers.
 COMPOSED = {
@@ -48,6 +47,8 @@ COMPOSED = {
     "int4": c.ours("int4:g128", "a8"),
     "int8 for 10 % of rows, int4": c.ours("int8:g128*10%|int4:g128", "a8"),
     "int4 with 0.5 % outliers": c.ours("int4:g128+outliers:0.5%", "a8"),
+    "int2": c.ours("int2:g128", "a8"),
+    "int2 with 0.5 % outliers": c.ours("int2:g128+outliers:0.5%", "a8"),
 }
 PAUSE = 0.02  # seconds, in which threads that spin for more work give up
 
@@ -71,7 +72,7 @@ def main() -> None:
 def peers(bits: int) -> dict[str, Callable[[c.Case], c.Contender]]:
     """Those who have kernels of that width."""
     llama = {f"llama.cpp {kind}": llama_cpp(kind) for kind in LLAMA[bits]}
-    repacked = {f"llama.cpp {kind} repacked": llama_cpp(kind, True) for kind in LLAMA[bits] if kind in REPACKED}
+    repacked = {f"llama.cpp {kind} {into}": llama_cpp(kind, into) for kind in LLAMA[bits] for into in REPACKING}
     return PEERS[bits] | llama | repacked
 
 
@@ -115,18 +116,28 @@ def measured(case: c.Case, title: str, makers: dict[str, Any], rounds: int) -> d
 
 
 def limits(threads: int) -> dict[str, float | None]:
-    """Bytes a second from memory, and operations a second of int8 multiply-adds (None without a compiler for AVX512-VNNI)."""
+    """Bytes a second from memory, and operations a second of int8 multiply-adds; None where there are no such instructions."""
     torch.set_num_threads(threads)
-    return {"bandwidth": bandwidth(), "operations": operations(threads)}
+    return {"bandwidth": bandwidth()} | operations(threads)
 
 
-def operations(threads: int) -> float | None:
-    program = Path(tempfile.gettempdir()) / f"bitbudget-peak-{os.getuid()}"
-    if not program.exists():
-        command = ["g++", "-O2", "-mavx512f", "-mavx512vnni", "-pthread", str(HERE / "peak.cpp"), "-o", str(program)]
-        if best_isa() != "avx512_vnni" or subprocess.run(command, capture_output=True).returncode != 0:
-            return None
-    return 1e9 * float(subprocess.run([program, str(threads)], capture_output=True, text=True, check=True).stdout)
+def operations(threads: int) -> dict[str, float | None]:
+    """Of vectors (VNNI) and of tiles (AMX)."""
+    program = peak_program()
+    if program is None:
+        return {"vnni": None, "amx": None}
+    done = subprocess.run([program, str(threads)], capture_output=True, text=True, check=True)
+    vnni, amx = (1e9 * float(word) for word in done.stdout.split())
+    return {"vnni": vnni, "amx": amx or None}
+
+
+@functools.cache
+def peak_program() -> Path | None:
+    """peak.cpp, compiled."""
+    program = Path(tempfile.mkdtemp()) / "peak"
+    flags = ("-O2", "-mavx512f", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-pthread")
+    done = subprocess.run(["g++", *flags, str(HERE / "peak.cpp"), "-o", str(program)], capture_output=True)
+    return program if best_isa() == "avx512_vnni" and done.returncode == 0 else None
 
 
 def save(name: str, cases: list[dict[str, Any]]) -> None:

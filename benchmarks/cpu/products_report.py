@@ -18,7 +18,7 @@ THREE_BITS_AGAINST_Q3_K = {
 
 COLUMNS = (
     "rows × columns", "tokens", "threads", "bits", "ours a8", "ours a16", "best peer", "by", "ratio a8", "aim", "ratio a16",
-    "GB/s", "of memory", "of VNNI",
+    "GB/s", "of memory", "of VNNI", "of AMX",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def _head(columns: tuple[str, ...]) -> tuple[str, str]:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Operations a second over operations a byte of weights, with the machine's two limits, for each number of threads."""
+    """Operations a second over operations a byte of weights, with the machine's limits, for each number of threads."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,11 +96,14 @@ def _points(axis: Any, case: dict[str, Any]) -> None:
 
 
 def _roof(axis: Any, cases: list[dict[str, Any]]) -> None:
-    bandwidth, peak = _limit(cases, "bandwidth"), _limit(cases, "operations")
+    bandwidth = _limit(cases, "bandwidth")
     if bandwidth is None:
         return
     steps = [2**power for power in range(1, 13)]
-    axis.plot(steps, [min(step * bandwidth, peak or 1e18) / 1e9 for step in steps], color="grey", lw=1)
+    for name, line in (("vnni", "-"), ("amx", "--")):
+        peak = _limit(cases, name)
+        if peak is not None:
+            axis.plot(steps, [min(step * bandwidth, peak) / 1e9 for step in steps], color="grey", lw=1, ls=line)
 
 
 def _limit(cases: list[dict[str, Any]], name: str) -> float | None:
@@ -124,13 +127,8 @@ def _row(case: dict[str, Any]) -> str:
     eight, sixteen = (case["contenders"][f"ours {kernels}"] for kernels in ("a8", "a16"))
     peer, seconds = _best_peer(case)
     aims = AIMS.get(key, {}) | ({3: THREE_BITS_AGAINST_Q3_K[key]} if key in THREE_BITS_AGAINST_Q3_K else {})
-    speed, bandwidth, peak = (
-        eight["nbytes"] / eight["seconds"],
-        _limit([case], "bandwidth"),
-        _limit([case], "operations"),
-    )
-    of_memory = f"{100 * speed / bandwidth:.0f} %" if bandwidth else ""
-    of_peak = f"{100 * _operations(case) / eight['seconds'] / peak:.0f} %" if peak else ""
+    speed, rate = eight["nbytes"] / eight["seconds"], _operations(case) / eight["seconds"]
+    shares = (_share(speed, case, "bandwidth"), _share(rate, case, "vnni"), _share(rate, case, "amx"))
     cells = [
         f"{case['rows']} × {case['columns']}",
         case["tokens"],
@@ -145,8 +143,13 @@ def _row(case: dict[str, Any]) -> str:
         f"{seconds / eight['seconds']:.2f}",
         aims.get(bits, ""),
     ]
-    cells += [f"{seconds / sixteen['seconds']:.2f}", f"{speed / 1e9:.1f}", of_memory, of_peak]
+    cells += [f"{seconds / sixteen['seconds']:.2f}", f"{speed / 1e9:.1f}", *shares]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _share(value: float, case: dict[str, Any], limit: str) -> str:
+    most = _limit([case], limit)
+    return f"{100 * value / most:.0f} %" if most else ""
 
 
 def _micro(entry: dict[str, Any]) -> str:
@@ -156,7 +159,11 @@ def _micro(entry: dict[str, Any]) -> str:
 def _composed(case: dict[str, Any]) -> list[str]:
     found = case["contenders"]
     eight, four = found["int8"]["seconds"], found["int4"]["seconds"]
-    parts = {"int8 for 10 % of rows, int4": 0.1 * eight + 0.9 * four, "int4 with 0.5 % outliers": four}
+    parts = {
+        "int8 for 10 % of rows, int4": 0.1 * eight + 0.9 * four,
+        "int4 with 0.5 % outliers": four,
+        "int2 with 0.5 % outliers": found["int2"]["seconds"],
+    }
     start = f"| {case['rows']} × {case['columns']} | {case['threads']} |"
     over = {name: entry["seconds"] / parts.get(name, entry["seconds"]) for name, entry in found.items()}
     return [f"{start} {name} | {_micro(entry)} | {over[name]:.2f} |" for name, entry in found.items()]

@@ -31,7 +31,7 @@ from bitbudget.models.layers import Layer
 from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DISK, Budget
 from bitbudget.pipeline.effort import WINDOW
 from bitbudget.pipeline.guard import Candidate, by_document
-from bitbudget.pipeline.offers import chosen
+from bitbudget.pipeline.offers import Prices, chosen
 from bitbudget.pipeline.prepare import Preparation
 from bitbudget.pipeline.progress import Silent
 from bitbudget.pipeline.solving import offered, restricted
@@ -102,7 +102,7 @@ def main() -> None:
         planner = planner_of(source, OURS, asked.cache or Path(folder))
         every = offered(planner.offers, Budget(code_bits=4.0))  # embedding and head at 16 bits
         units = restricted(
-            planner.measured(planner.settings.effort.most).table(source, planner.offers, {}), every
+            planner.measured(planner.settings.effort.most).table(Prices.of(source), planner.offers, {}), every
         ).units
         linears = sum(math.prod(layer.shape) for layer in source.layers if layer.kind == "linear")
         kept = sum(one.nbytes for one in linears_by(source, "int4:g128") if one.layer.kind != "linear")
