@@ -125,7 +125,7 @@ void multiply_panels_amx(const Product& product, std::int64_t first, std::int64_
   const AmxScratch scratch{own + kSums * 4, reinterpret_cast<std::int32_t*>(own),
                            reinterpret_cast<float*>(own + kSums * 4 + kPanel * inputs.groups.padded * kTileRows)};
   auto* values = reinterpret_cast<std::int8_t*>(scratch.y + streams * kPanel * kTileRows);
-  const TileShapes shapes;
+  static const TileShapes shapes;  // GCC 12 says of the instruction that it reads 8 bytes, and leaves out stores of the others
   _tile_loadconfig(&shapes);
   for (std::int64_t block = 0; block < inputs.blocks; block += blocks) {
     const std::int64_t end = smaller(block + blocks, inputs.blocks);
