@@ -6,7 +6,7 @@ The machine has to be idle: where another program wants a core, two threads wait
 All contenders of a case run alternately in one sitting, a pass over every copy of the matrix at a time, with 256 MiB of copies
 so that weights come from memory. Recorded are medians of the passes, ratios of the best peer's median to ours, the machine's
 bandwidth and its rates of int8 multiply-adds (VNNI, and AMX where there is any) measured before and after each case, and a roofline
-plot: results/NAME.json, .md, .png.
+plot: results/NAME.json, .md, .png. Cases that were recorded on this machine before and are not measured anew stay.
 """
 
 import argparse
@@ -56,16 +56,16 @@ PAUSE = 0.02  # seconds, in which threads that spin for more work give up
 def main() -> None:
     asked = arguments()
     shapes = [tuple(int(side) for side in shape.split("x")) for shape in asked.shapes]
-    cases = []
+    cases = recorded(asked.name)
     for rows, columns in shapes:
         for tokens in asked.tokens:
             for threads in asked.threads:
                 case = c.Case(rows, columns, tokens, threads)
                 for bits in asked.bits:
                     makers = {name: c.ours(f"int{bits}:g128", kernels) for name, kernels in OURS.items()}
-                    cases.append(measured(case, f"{bits} bits", makers | peers(bits), asked.rounds))
+                    keep(cases, measured(case, f"{bits} bits", makers | peers(bits), asked.rounds))
                 if tokens == 1:
-                    cases.append(measured(case, "composed", COMPOSED, asked.rounds))
+                    keep(cases, measured(case, "composed", COMPOSED, asked.rounds))
                 save(asked.name, cases)
 
 
@@ -138,6 +138,19 @@ def peak_program() -> Path | None:
     flags = ("-O2", "-mavx512f", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-pthread")
     done = subprocess.run(["g++", *flags, str(HERE / "peak.cpp"), "-o", str(program)], capture_output=True)
     return program if best_isa() == "avx512_vnni" and done.returncode == 0 else None
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    path = HERE / "results" / f"{name}.json"
+    document = json.loads(path.read_text()) if path.is_file() else {"machine": None}
+    return document["cases"] if document["machine"] == machine() else []
+
+
+def keep(cases: list[dict[str, Any]], new: dict[str, Any]) -> None:
+    """In the place of the same case, in order."""
+    names = ("rows", "columns", "tokens", "threads", "title")
+    cases[:] = [case for case in cases if any(case[name] != new[name] for name in names)] + [new]
+    cases.sort(key=lambda case: [case[name] for name in names])
 
 
 def save(name: str, cases: list[dict[str, Any]]) -> None:

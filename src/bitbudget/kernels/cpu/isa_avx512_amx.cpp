@@ -43,6 +43,22 @@ void lay_out(const Product& product, std::int64_t first_block, std::int64_t last
     }
 }
 
+// Up to 16 streams x [16, padded] against two tiles of codes: sums [2 tiles, 16 streams, 16 rows].
+void dot_half(const std::int8_t* x, std::int64_t padded, const std::uint8_t* const* lines, std::int32_t* sums) {
+  _tile_zero(0);
+  _tile_zero(1);
+  const auto stride = static_cast<std::size_t>(padded);
+  for (std::int64_t column = 0; column < padded; column += kDepth) {
+    _tile_loadd(4, x + column, stride);
+    _tile_loadd(6, lines[0] + column * kTileRows, kLineBytes);
+    _tile_loadd(7, lines[1] + column * kTileRows, kLineBytes);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 4, 7);
+  }
+  _tile_stored(0, sums, kLineBytes);
+  _tile_stored(1, sums + 256, kLineBytes);
+}
+
 // kAtOnce streams x [kAtOnce, padded] against two tiles of codes: sums [2 halves of the streams, 2 tiles, 16 streams, 16 rows].
 void dot_tiles(const std::int8_t* x, std::int64_t padded, const std::uint8_t* const* lines, std::int32_t* sums) {
   _tile_zero(0);
@@ -109,9 +125,9 @@ void multiply_panel_amx(const Product& product, std::int64_t tile, const Rows& r
     unpack_tiles<Avx512Vnni, kBits>(product, tile, kPanel, group, scratch.codes, lines);
     const std::int8_t* x = rows.values + group * rows.streams * padded;
     for (std::int64_t token = 0; token < rows.tokens; token += kTokens, x += kAtOnce * padded) {
-      dot_tiles(x, padded, lines, scratch.sums);
-      add_sums<kResidual>(product, tile, group, scratch.sums, rows.first_token + token, smaller(kTokens, rows.tokens - token),
-                          scratch.y + token * kPanel * kTileRows);
+      const std::int64_t tokens = smaller(kTokens, rows.tokens - token);
+      (2 * tokens > kTokens ? dot_tiles : dot_half)(x, padded, lines, scratch.sums);
+      add_sums<kResidual>(product, tile, group, scratch.sums, rows.first_token + token, tokens, scratch.y + token * kPanel * kTileRows);
     }
   }
   write_panel<Avx512Vnni>(product, tile, kPanel, rows.first_token, rows.tokens, scratch.y);
@@ -167,7 +183,9 @@ void multiply_amx_bits(const Product& product) {
 }  // namespace
 
 bool worth_tiles(const Product& product) {
-  return product.inputs.n * product.inputs.streams >= kAtOnce && product.inputs.groups.padded % kDepth == 0;
+  // Codes that have to be unpacked anyway are multiplied sooner; those of 8 bits are multiplied in registers while few streams do it.
+  const std::int64_t least = product.weights.bits == 8 ? 20 : 8;
+  return product.inputs.n * product.inputs.streams >= least && product.inputs.groups.padded % kDepth == 0;
 }
 
 void multiply_tiles(const Product& product) {

@@ -197,10 +197,13 @@ template <class V, int kBits>
 static void unpack_tiles(const Product& product, std::int64_t tile, int count, std::int64_t group, std::uint8_t* codes,
                          const std::uint8_t** lines) {
   const WeightsLayout& layout = product.weights;
+  const std::int64_t ahead = ceil_div(kAhead, layout.cell_bytes) * layout.cell_bytes;
+  // What follows the end of a tile here is the tile after those that are unpacked now.
+  const std::int64_t over = group * layout.cell_bytes + ahead >= layout.tile_bytes ? (count - 1) * layout.tile_bytes : 0;
   for (int t = 0; t < count; ++t, codes += layout.groups.padded * kTileRows) {
     const std::int64_t at = smaller(tile + t, layout.tiles - 1);
     const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
-    for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + layout.cell_bytes + byte);
+    for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + ahead + over + byte);
     lines[t] = cell;  // 8-bit codes lie as they are needed
     if constexpr (kBits != 8) {
       unpack_codes<V, kBits>(cell, layout.blocks, codes);
