@@ -18,7 +18,7 @@ from bitbudget.report.plots import save_plots
 GUARD: dict[str, Any] = {
     "winner": "plan",
     "candidates": [
-        {"name": "plan", "bytes": 9000, "predicted": 0.02, "kl": 0.025, "kl_se": 0.001, "perplexity": 47.0},
+        {"name": "plan", "bytes": 9000, "memory": 9300, "predicted": 0.02, "kl": 0.025, "kl_se": 0.001, "perplexity": 47.0},
         {"name": "uniform int3:g128", "bytes": 8800, "predicted": 0.05, "kl": 0.04, "kl_se": None},
         {"name": "hand recipe $x$ \x1b", "bytes": 8900, "predicted": None, "kl": 0.06, "kl_se": 0.002},
         {"name": "as it is", "bytes": 32000, "predicted": 0.0, "kl": 0.0, "kl_se": 0.0},

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitbudget.allocation import Plan, ScoreTable, solve
 from bitbudget.allocation.plan import PlannedUnit
-from bitbudget.pipeline.budgets import DIMENSIONS, DISK
+from bitbudget.pipeline.budgets import DIMENSIONS, DISK, MEMORY
 from bitbudget.pipeline.effort import WINDOW
 from bitbudget.pipeline.guard import Candidate, Judged, best
 from bitbudget.pipeline.judging import judged, scaled_again
@@ -139,6 +139,7 @@ def _guarded(
     for rival in _distinct(plan, rivals.uniform(), rivals.hand()):
         candidates.append(Candidate(rival.name, chosen(planner.offers, rival.layers), first, rival.predicted))
         plans[rival.name] = rival.layers
+    held = {one.name: sum(asked.prices.cost(planned, MEMORY) for planned in one.layers) for one in candidates}
     found_by_guard = judged(planner, candidates, text)
     winner = best(found_by_guard)
     taken = next(candidate for candidate in candidates if candidate.name == winner.name)
@@ -147,7 +148,7 @@ def _guarded(
         "tokens": text.tokens,
         "documents": len({sequence.document for sequence in text.sequences}),
         "winner": winner.name,
-        "candidates": [one.to_dict() for one in found_by_guard],
+        "candidates": [one.to_dict() | {MEMORY: held[one.name]} for one in found_by_guard],
     }
     settings = settings_of(planner, asked, measured.sequences) | {
         "scales": SCALES.get(winner.name, SCALES[PLAN]),

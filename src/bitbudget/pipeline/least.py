@@ -35,8 +35,10 @@ def refuse_too_small(
 
     beside_weights: bytes that running the model takes besides its tensors.
     """
-    smallest = {dimension: _smallest(every, prices, dimension) for dimension in DIMENSIONS}
-    least = {name: sum(prices.cost(planned, name) for planned in layers) for name, layers in smallest.items()}
+    priced = [[(prices.costs(planned), planned) for planned in offer.planned] for offer in every]
+    least, smallest = {}, {}
+    for place, name in enumerate(DIMENSIONS):
+        least[name], smallest[name] = _smallest(priced, place)
     layers, kept = least[BYTES], passthrough_bytes(source)
     if budget.memory is not None and budget.memory < least[MEMORY] + kept + beside_weights:
         stored = sum(planned.nbytes for planned in smallest[MEMORY])
@@ -60,9 +62,12 @@ def refuse_too_small(
         raise _refusal(budget, "code_bits", _rounded_up(least[CODE_BITS], linears), {})
 
 
-def _smallest(every: Sequence[Offer], prices: Prices, dimension: str) -> list[PlannedLayer]:
-    """Every layer by the choice that costs least in a dimension."""
-    return [min(offer.planned, key=lambda planned: prices.cost(planned, dimension)) for offer in every]
+def _smallest(
+    priced: Sequence[Sequence[tuple[tuple[int, ...], PlannedLayer]]], place: int
+) -> tuple[int, list[PlannedLayer]]:
+    """Every layer by the choice that costs least in a dimension, and what they cost together."""
+    layers = [min(choices, key=lambda choice: choice[0][place]) for choices in priced]
+    return sum(costs[place] for costs, _ in layers), [planned for _, planned in layers]
 
 
 def _rounded_up(bits: int, weights: int) -> float:

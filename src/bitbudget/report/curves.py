@@ -16,31 +16,38 @@ if TYPE_CHECKING:
 
     from bitbudget.allocation import Plan
 
-BYTES = "bytes"
+BYTES, MEMORY = "bytes", "memory"
 AXES = {
     BYTES: "size of all layers",
     "disk": "size of the weight files",
-    "memory": "size of all layers in memory",
+    MEMORY: "size of all layers in memory",
     "nanoseconds": "time",
 }
 LOSS = "KL divergence, nats a token"
 # Okabe and Ito's colours, which colour-blind readers tell apart; each comes with a mark of its own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKS = "osD^vPXph"
-MEASURED: Mapping[str, type] = {"bytes": int, "predicted": float, "kl": float, "kl_se": float}  # of a candidate
+MEASURED: Mapping[str, type] = {"bytes": int, "memory": int, "predicted": float, "kl": float, "kl_se": float}  # of a candidate
 NAME_LETTERS = 80  # of a line of the legend
 WIDTH, HEIGHT, LINE = 7.0, 4.6, 0.19  # inches
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that was compared: bytes, predicted loss, measured KL with its standard error; None where not known."""
+    """Something that was compared: bytes stored and in memory, predicted loss, measured KL with its standard error; None where not
+    known.
+    """
 
     name: str
     nbytes: int | None
+    held: int | None
     predicted: float | None
     kl: float | None
     kl_se: float | None
+
+    def size(self, dimension: str) -> int | None:
+        """In a dimension of the solver."""
+        return {BYTES: self.nbytes, MEMORY: self.held}.get(dimension)
 
     @property
     def comparable(self) -> bool:
@@ -91,17 +98,17 @@ def frontier_figure(curve: SolvedCurve | None, measured: Sequence[Candidate], ti
     Beside the whole of it, what lies near the candidates once more.
     """
     dimension = curve.dimension if curve else BYTES
-    shown = [one for one in measured if one.nbytes is not None] if dimension == BYTES else []
-    sizes = [*(one.nbytes or 0 for one in shown), *(_marked(curve) if curve else ())]
+    shown = [(one, size) for one in measured if (size := one.size(dimension)) is not None]
+    sizes = [*(size for _, size in shown), *(_marked(curve) if curve else ())]
     unit, factor = _unit(dimension, max([*sizes, *(cost for cost, _ in (curve.corners if curve else ()))], default=1))
     near = curve is not None and bool(shown)
     figure, panels = _figure(title, 4 + len(shown), 2 if near else 1)
     for axes in panels:
-        losses = [value for one in shown for value in (one.predicted, one.kl)]
+        losses = [value for one, _ in shown for value in (one.predicted, one.kl)]
         if curve:
             losses += _draw_curve(axes, curve, unit, factor)
-        for place, one in enumerate(shown):
-            _draw_candidate(axes, one, (one.nbytes or 0) / factor, place)
+        for place, (one, size) in enumerate(shown):
+            _draw_candidate(axes, one, size / factor, place)
         if shown:
             axes.plot([], [], " ", label="filled: measured, with standard error; open: predicted")
         axes.set_xlabel(f"{printable(AXES.get(dimension, dimension))}, {unit}" if unit else printable(dimension))
@@ -111,7 +118,7 @@ def frontier_figure(curve: SolvedCurve | None, measured: Sequence[Candidate], ti
         panels[0].set_title("all budgets", fontsize=9)
         panels[1].set_title("near the candidates", fontsize=9)
         _narrow(
-            panels[1], [size / factor for size in sizes], [one.predicted for one in shown] + [one.kl for one in shown]
+            panels[1], [size / factor for size in sizes], [value for one, _ in shown for value in (one.predicted, one.kl)]
         )
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8, frameon=False)
     return figure
@@ -216,7 +223,7 @@ def _unit(dimension: str, most: int) -> tuple[str, int]:
     """The unit of an axis, empty where none is known, and what one of it is."""
     if dimension == "nanoseconds":
         return "ms", 10**6
-    if dimension not in (BYTES, "disk", "memory"):
+    if dimension not in (BYTES, "disk", MEMORY):
         return "", 1
     place = max(power for power in range(1, len(UNITS) + 1) if most >= KIB**power or power == 1)
     return UNITS[place - 1], KIB**place

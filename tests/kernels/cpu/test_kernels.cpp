@@ -359,7 +359,7 @@ void battery(Isa isa, bool thorough) {
     for (const std::int64_t n : {1, 5}) integer_core({isa, shape, n, Activations::a8, false, false, 1}, Fill::extreme, rng);
   }
   for (const int bits : {2, 3, 4, 5, 6, 8})
-    for (const std::int64_t n : {16, 32, 33, 75}) {
+    for (const std::int64_t n : {8, 9, 16, 17, 32, 33, 75}) {
       for (const Activations activations : {Activations::a8, Activations::a16})
         integer_core({isa, {50, 384, 128, bits}, n, activations, false, true, 2}, Fill::random, rng);
       if (isa != Isa::avx512_vnni || !use_tiles(true)) continue;
