@@ -4,9 +4,12 @@ A contender is made for a shape, a number of tokens and a number of threads, and
 every copy. Whoever is not installed, or does not know the case, says why.
 """
 
+import os
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +19,16 @@ from bitbudget.storage import NATIVE, Choice, StoredWeight
 
 ROTATED_BYTES = 256 << 20  # more than any cache: no weight is met again before all others were read
 GROUP = 128
+
+
+# Of those who have threads of their own. It runs on all processors, whatever this one is bound to; and ggml configures the tiles of
+# AMX once in every thread, which everyone else who uses them there, as we do, takes away.
+OWN_THREAD = ThreadPoolExecutor(1, initializer=lambda: os.sched_setaffinity(0, range(os.cpu_count() or 1)))
+
+
+def apart(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """The call, in that thread."""
+    return OWN_THREAD.submit(function, *arguments, **named).result()
 
 
 class Absent(Exception):
@@ -159,9 +172,9 @@ def onnx_runtime(bits: int) -> Callable[[Case], Contender]:
         options.intra_op_num_threads, options.inter_op_num_threads = case.threads, 1
         options.log_severity_level = 3
         model = graph_of_products((case.rows, case.columns), bits, GROUP, copies)
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = apart(onnxruntime.InferenceSession, model, options, providers=["CPUExecutionProvider"])
         x = torch.randn(case.tokens, case.columns).numpy()
-        return Contender(lambda: session.run(None, {"x": x}), copies, nbytes)
+        return Contender(lambda: apart(session.run, None, {"x": x}), copies, nbytes)
 
     return make
 

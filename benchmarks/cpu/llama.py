@@ -1,9 +1,9 @@
 """llama.cpp's matrix products through the C interface of its library ggml, called with ctypes.
 
 The libraries libggml-base.so and libggml-cpu.so come from the package llama-cpp-python, or from the folder that the environment
-variable GGML_LIBRARIES names (`cmake -S llama.cpp/ggml` builds them by themselves; GCC 12 needs `-fno-tree-dse -fno-dse` for
-amx/mmq.cpp, whose tile shapes it leaves out otherwise). A model's weights go into a buffer type that
-repacks them, if there is one that takes them, so plain and repacked weights are contenders.
+variable GGML_LIBRARIES names (`cmake -S llama.cpp/ggml -DGGML_OPENMP=OFF` builds them; with OpenMP they would share our threads, and
+GCC 12 needs `-fno-tree-dse -fno-dse` for amx/mmq.cpp, whose tile shapes it leaves out otherwise). A model's weights go into a buffer
+type that repacks them, if there is one that takes them, so plain and repacked weights are contenders.
 """
 
 import ctypes
@@ -11,19 +11,16 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import Absent, Case, Contender
+from contenders import Absent, Case, Contender, apart
 
 TYPES = {"q4_0": 2, "q8_0": 8, "q2_K": 10, "q3_K": 11, "q4_K": 12, "iq2_xxs": 16, "iq3_xxs": 18, "tq2_0": 35}
 F32 = 0
 QUANTIZED_ROWS = 64  # as many different rows; the others repeat them
 OVERHEAD = 1 << 20
-# ggml configures the tiles of AMX once in every thread, and everyone else who uses them there, as we do, takes that away.
-OWN_THREAD = ThreadPoolExecutor(1)
 Pointer, Size, Number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
 
 
@@ -59,7 +56,7 @@ def llama_cpp(kind: str, buffers: str | None = None) -> Callable[[Case], Contend
         ggml.ggml_backend_alloc_ctx_tensors(own[1], backend)
         values = torch.randn(case.tokens, case.columns)
         ggml.ggml_backend_tensor_set(x, values.data_ptr(), 0, values.nbytes)
-        return Contender(lambda: OWN_THREAD.submit(ggml.ggml_backend_graph_compute, backend, graph).result(), copies, nbytes)
+        return Contender(lambda: apart(ggml.ggml_backend_graph_compute, backend, graph), copies, nbytes)
 
     return make
 
