@@ -15,6 +15,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "bitbudget"
 FLOORS = (
     "errors",
     "data",
+    "heap",
     "threads",
     "grids",
     "storage",
@@ -36,7 +37,7 @@ FLOORS = (
     "cli",
     "__main__",
 )
-STANDALONE = ("errors", "data", "threads")
+STANDALONE = ("errors", "data", "heap")
 LIGHT = ("__init__", "errors", "data", "cli")
 HEAVY = ("torch", "transformers", "scipy", "matplotlib")
 

@@ -1,9 +1,9 @@
 """llama.cpp's matrix products through the C interface of its library ggml, called with ctypes.
 
 The libraries libggml-base.so and libggml-cpu.so come from the package llama-cpp-python, or from the folder that the environment
-variable GGML_LIBRARIES names (`cmake -S llama.cpp/ggml -DGGML_OPENMP=OFF` builds them; with OpenMP they would share our threads, and
-GCC 12 needs `-fno-tree-dse -fno-dse` for amx/mmq.cpp, whose tile shapes it leaves out otherwise). A model's weights go into a buffer
-type that repacks them, if there is one that takes them, so plain and repacked weights are contenders.
+variable GGML_LIBRARIES names: `cmake -S llama.cpp/ggml -DGGML_OPENMP=OFF` builds them. With OpenMP they would share our threads;
+GCC 12 leaves the tile shapes out of amx/mmq.cpp, where it needs `-fno-tree-dse -fno-dse`. A model's weights go into a buffer type
+that repacks them, if there is one that takes them, so plain and repacked weights are contenders.
 """
 
 import ctypes

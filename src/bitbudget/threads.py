@@ -5,17 +5,15 @@ is over before the others have woken up; a thread that keeps a tile to itself wa
 many threads there are.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import TypeVar
 
 import torch
 
+from bitbudget.heap import share_heap
+
 MOST = 16  # threads; Python hands out their operations one at a time
-M_ARENA_MAX = -8  # of glibc's mallopt(3)
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -42,13 +40,3 @@ def mapped(work: Callable[[Piece], Result], pieces: Iterable[Piece], device: tor
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(outer)  # what a thread sets for itself would hold for all that begin later
-
-
-@cache
-def share_heap() -> None:
-    """All threads take memory from one heap. glibc gives each a heap of its own, which keeps what a dead thread freed; here every
-    few large tensors would cost hundreds of MiB.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)

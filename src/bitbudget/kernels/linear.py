@@ -17,6 +17,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from bitbudget.errors import InputError
+from bitbudget.heap import return_freed_memory
 from bitbudget.kernels import reference
 from bitbudget.kernels.extension import best_isa, supported_isas
 from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, SharedInputs
@@ -249,6 +250,7 @@ def use_kernels(model: nn.Module, kernels: str | None = None, isa: str | None = 
         raise InputError(f"This machine has no kernels for {chosen!r}, only for {', '.join(supported_isas())}.")
     shared, mapped = SharedInputs(), mapped_files()
     reasons = {name: module.pack(chosen, kernels, shared, mapped) for name, module in modules.items()}
+    return_freed_memory()
     return {name: reason for name, reason in reasons.items() if reason}
 
 

@@ -15,12 +15,12 @@ from bitbudget.calibration.gram import GroupGram, gram_sum
 from bitbudget.calibration.tokens import TokenSequence
 from bitbudget.checkpoint.atomic import make_folder
 from bitbudget.checkpoint.scratch import read_tensors, write_tensors
+from bitbudget.heap import return_freed_memory
 from bitbudget.methods.recipe import Recipe
 from bitbudget.models.gradients import captured_inputs
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, States
-from bitbudget.pipeline.heap import return_freed_memory
 from bitbudget.pipeline.output import PlannedLayer, plan_layer
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.pipeline.work import Work

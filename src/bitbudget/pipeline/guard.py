@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from bitbudget.calibration.tokens import TokenSequence
+from bitbudget.heap import return_freed_memory
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights, States
-from bitbudget.pipeline.heap import return_freed_memory
 from bitbudget.pipeline.measure import Sums, add_window, ratio_error, summary, waves_of
 from bitbudget.pipeline.output import PlannedLayer
 from bitbudget.pipeline.prepare import PlannedWeights, Preparation

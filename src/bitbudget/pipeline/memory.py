@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from bitbudget.errors import InputError
+from bitbudget.heap import LARGE_BYTES, TRIM_BYTES
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache import reserved_cache
 from bitbudget.pipeline.cache_size import kv_cache
-from bitbudget.pipeline.heap import LARGE_BYTES, TRIM_BYTES
 from bitbudget.pipeline.live import LiveBytes
 from bitbudget.storage.parts import DECODED_AT_ONCE
 from bitbudget.storage.stored import TILE_BYTES

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from bitbudget.pipeline.heap import return_freed_memory
+from bitbudget.heap import return_freed_memory
 
 
 @runtime_checkable

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from bitbudget.calibration.tokenizer import Tokenizer
 from bitbudget.checkpoint.native import NativeConfig
 from bitbudget.errors import InputError
+from bitbudget.heap import bound_heap
 from bitbudget.kernels import best_isa, packs
 from bitbudget.models.devices import resolve_device
 from bitbudget.models.layers import Layer
 from bitbudget.models.source import SourceModel
 from bitbudget.pipeline.cache_size import kv_cache
 from bitbudget.pipeline.generate import Generated, Sampling, generate, has_chat_template, prompt_ids
-from bitbudget.pipeline.heap import bound_heap
 from bitbudget.pipeline.memory import MemoryPromise, UnknownMemory, memory_promise
 from bitbudget.pipeline.offers import packing
 from bitbudget.pipeline.record import RECORD_NAME, read_record

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from bitbudget.calibration.tokens import TokenSequence, fingerprint
 from bitbudget.checkpoint.scratch import read_tensors, write_tensors
+from bitbudget.heap import return_freed_memory
 from bitbudget.methods.recipe import Labels
 from bitbudget.models.gradients import Factors, GradientStream
 from bitbudget.models.layers import Layer
 from bitbudget.models.stream import BlockStream, States
 from bitbudget.pipeline.calibrate import Calibration, HiddenStates
-from bitbudget.pipeline.heap import return_freed_memory
 from bitbudget.pipeline.offers import Offer
 from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.rounding import Fitted, fit_all
