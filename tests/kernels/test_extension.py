@@ -118,6 +118,21 @@ def test_no_numbers_crash_the_extension(name: str) -> None:
 
 
 @compiled_only
+def test_sizes_of_packed_codes_need_no_extension() -> None:
+    """The formula in Python is that of the extension, and so is what there are kernels for."""
+    draw, fitting = random.Random(0), 0
+    for _ in range(3000):
+        rows, columns = draw.choice((0, 1, 15, 16, 17, 100)), draw.choice((0, 1, 31, 32, 33, 200, 4096, 70_000))
+        group, bits = draw.choice((0, 1, 8, 32, 100, 128, 65_536, 10**6)), draw.randrange(10)
+        layout = CodeLayout(0, rows, columns, group, bits, draw.randrange(3))
+        assert layout.exists == compiled().valid(*layout.arguments), layout
+        if layout.exists:
+            fitting += 1
+            assert layout.nbytes == compiled().packed_size(*layout.arguments), layout
+    assert fitting > 500
+
+
+@compiled_only
 def test_no_numbers_crash_a_weight() -> None:
     """As above: an empty product is the only one that nothing is needed for."""
     layout = CodeLayout(0, 32, 64, 32, 4, 0)

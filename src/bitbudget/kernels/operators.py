@@ -11,13 +11,7 @@ from torch import Tensor
 
 from bitbudget.kernels.extension import ISAS
 from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, InputFormat, QuantizedInputs, rows_of
-from bitbudget.kernels.products import (
-    CodeLayout,
-    Weight,
-    add_sparse,
-    are_outliers,
-    is_sparse_matrix,
-)
+from bitbudget.kernels.products import CodeLayout, Weight, add_sparse, are_outliers, is_sparse_matrix
 
 SCHEMA = (
     "(Tensor x, Tensor[] packed, int[] layouts, Tensor[] outliers, Tensor[] orders, Tensor? bias, "

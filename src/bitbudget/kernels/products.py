@@ -54,7 +54,7 @@ class CodeLayout:
     @property
     def exists(self) -> bool:
         """Whether there is a kernel for it."""
-        return self.bits in WIDTHS and self.padded <= LARGEST_GROUP
+        return self.bits in WIDTHS and min(self.rows, self.columns, self.group) > 0 and self.padded <= LARGEST_GROUP
 
 
 def exact_parameters(scale: Tensor, zero: Tensor) -> int:
