@@ -25,7 +25,7 @@ def streamed(source: SourceModel, ids: Tensor, gradient: Tensor) -> dict[str, Te
         entered.append(states.hidden[0])
         stream.run_block(block, states)
     backward = GradientStream(stream)
-    at, head = backward.from_logits(states, 0, states.hidden[0], SCORED, lambda logits: gradient)
+    at, head = backward.from_logits(states, 0, states.hidden[0], SCORED, lambda logits, out: out.copy_(gradient))
     stream.free()
     found: dict[str, Tensor] = {}
     for block in reversed(range(stream.block_count)):

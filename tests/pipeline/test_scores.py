@@ -12,12 +12,15 @@ import zoo
 from bitbudget.calibration.tokens import TokenSequence
 from bitbudget.checkpoint.scratch import read_tensors
 from bitbudget.methods import LlmMq
+from bitbudget.methods.recipe import Labels
 from bitbudget.models.gradients import GradientStream
 from bitbudget.models.source import SourceModel
 from bitbudget.models.stream import BlockStream, CheckpointWeights
+from bitbudget.pipeline import scores
 from bitbudget.pipeline.effort import Effort
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.progress import Run
+
 from bitbudget.pipeline.scores import logits_gradient
 from bitbudget.pipeline.table import Measured
 from bitbudget.rounding import fit
@@ -165,13 +168,33 @@ def test_labels_are_drawn_from_the_model(tmp_path: Path) -> None:
     sequence = planner_of(folder, tmp_path / "cache").sequences[0]
     logits = torch.randn(len(sequence.labels), 50, generator=torch.Generator().manual_seed(0))
     short = replace(sequence, ids=sequence.ids % 50)
-    text = logits_gradient("text", short, 0)(logits)
+
+    def gradient(labels: Labels, number: int) -> Tensor:
+        found = torch.empty_like(logits)
+        logits_gradient(labels, short, number)(logits, found)
+        return found
+
     probabilities = torch.softmax(logits, -1)
     expected = probabilities.clone()
     expected[torch.arange(len(short.labels)), short.labels.long()] -= 1
-    torch.testing.assert_close(text, expected)
-    draws = [logits_gradient("sampled", short, number)(logits) for number in range(400)]
+    torch.testing.assert_close(gradient("text", 0), expected)
+    draws = [gradient("sampled", number) for number in range(400)]
     mean = torch.stack(draws).mean(0)
     assert float((mean.abs() / (probabilities / 400).sqrt()).mean()) < 1  # 0.8 for normal numbers
-    assert torch.equal(draws[3], logits_gradient("sampled", short, 3)(logits))
+    assert torch.equal(draws[3], gradient("sampled", 3))
     assert not torch.equal(draws[3], draws[4])
+
+
+def test_labels_of_a_large_vocabulary_are_drawn_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = zoo.make_model("llama", tmp_path / "model", text=True)
+    sequence = planner_of(folder, tmp_path / "cache").sequences[0]
+    logits = torch.randn(len(sequence.labels), int(sequence.ids.max()) + 1, generator=torch.Generator().manual_seed(0))
+    whole, pieces = torch.empty_like(logits), torch.empty_like(logits)
+    logits_gradient("text", sequence, 0)(logits, whole)
+    monkeypatch.setattr(scores, "LOGITS", 7 * logits.shape[1])
+    logits_gradient("text", sequence, 0)(logits, pieces)
+    assert torch.equal(pieces, whole)
+    logits_gradient("sampled", sequence, 0)(logits, pieces)
+    away = torch.softmax(logits, -1) - pieces
+    torch.testing.assert_close(away.sum(1), torch.ones(len(away)))
+    torch.testing.assert_close(away.amax(1), torch.ones(len(away)))

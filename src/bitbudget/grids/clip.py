@@ -6,6 +6,8 @@ for every row and group by itself, x being the group's inputs. The expectation i
 Σ h δ² where only its diagonal h is known, or |δ|² where nothing is.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -16,27 +18,57 @@ SHRINKS = tuple(1 - step / 20 for step in range(10))
 Weighting = Float[Tensor, "groups columns columns"] | Float[Tensor, "groups columns"]
 
 
+@runtime_checkable
+class RangeErrors(Protocol):
+    """Errors [tries, rows, groups] of tries of the ranges of a matrix, as `range_errors` measures them."""
+
+    def __call__(
+        self,
+        grid: Grid,
+        weights: Float[Tensor, "rows in"],
+        left_out: tuple[Tensor, ...] | None,
+        parameters: GroupParameters,
+        weighting: Weighting | None,
+    ) -> Float[Tensor, "tries rows groups"]: ...
+
+
+def range_errors(
+    grid: Grid,
+    weights: Float[Tensor, "rows in"],
+    left_out: tuple[Tensor, ...] | None,
+    parameters: GroupParameters,
+    weighting: Weighting | None,
+) -> Float[Tensor, "tries rows groups"]:
+    """`nearest_error` of every try. parameters: [tries, rows, groups]."""
+    buffers = weights.new_empty(weights.shape), weights.new_empty(weights.shape)  # fresh memory for every try would cost more than the try
+    tries = (parameters.at(torch.tensor(number)) for number in range(len(parameters.scale)))
+    return torch.stack([nearest_error(grid, weights, left_out, one, weighting, buffers) for one in tries])
+
+
 def clipped(
-    grid: Grid, weights: Float[Tensor, "rows in"], keep: Bool[Tensor, "rows in"] | None, weighting: Weighting | None
+    grid: Grid,
+    weights: Float[Tensor, "rows in"],
+    keep: Bool[Tensor, "rows in"] | None,
+    weighting: Weighting | None,
+    errors: RangeErrors = range_errors,
 ) -> GroupParameters:
     """Parameters, fp32, of a tile of rows; only weights where `keep` count, for ranges and for errors.
 
-    weighting: H of every group, its diagonal, or None. Among equal errors the widest range wins, so a group is never
-    worse than with its own minimum and maximum (where scales are stored by themselves: those of a two-level codec move with
-    their neighbours').
+    weighting: H of every group, its diagonal, or None. errors: what measures the tries. Among equal errors the widest range
+    wins, so a group is never worse than with its own minimum and maximum (where scales are stored by themselves: those of a
+    two-level codec move with their neighbours').
     """
     assert grid.axis == "in", "groups of rows have no inputs of their own"
-    low, high = grid.limits(weights, keep)
+    left_out = None
+    if keep is not None:
+        weights = weights.masked_fill(~keep, 0.0)
+        left_out = None if grid.holds_zero else (~keep).nonzero(as_tuple=True)
+    low, high = grid.limits(weights)
     widest = torch.maximum(-low, high)
-    left_out = None if keep is None else (~keep).nonzero(as_tuple=True)
-    buffers = torch.empty_like(weights), torch.empty_like(weights)  # fresh memory for every try would cost more than the try
     shrinks = torch.tensor(SHRINKS, device=weights.device).view(-1, 1, 1)
     fitted = grid.spanning(low.maximum(-shrinks * widest), high.minimum(shrinks * widest))  # [tries, rows, groups]
-    errors = [
-        nearest_error(grid, weights, left_out, parameters, weighting, buffers) for parameters in grid.stored_all(fitted)
-    ]
-    # The first among equals.
-    best = torch.stack(errors).nan_to_num(nan=torch.inf).argmin(0, keepdim=True)
+    found = errors(grid, weights, left_out, grid.stored_all(fitted), weighting)
+    best = found.nan_to_num(nan=torch.inf).min(0, keepdim=True).indices  # the first among equals
     zero = None if fitted.zero is None else fitted.zero.gather(0, best)[0]
     return GroupParameters(fitted.scale.gather(0, best)[0], zero)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float as FloatArray
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from bitbudget.grids.codecs import FP16, Codec, Float, PackedInt
+from bitbudget.grids.codecs import FP16, Byte, Codec, Float, PackedInt
 
 Axis = Literal["in", "out"]
 Zero = Literal["none", "int", "real", "half"]
@@ -69,6 +69,11 @@ class Grid:
         """The zero of every group where none is stored."""
         return {"none": self.levels / 2, "half": (self.levels - 1) / 2}.get(self.zero, 0.0)
 
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is stored as 0 by every group: its zero is one of the codes."""
+        return isinstance(self.zeros, PackedInt | Byte) or (self.zero == "none" and self.levels % 2 == 0)
+
     def group_length(self, shape: tuple[int, int]) -> int:
         return self.group or shape[self.grouped_dimension]
 
@@ -121,16 +126,18 @@ class Grid:
         # Within the codes, so that 0 stays in range even where the stored scale is far from the fitted one.
         return GroupParameters(scale, self.zeros.round((-low / scale).clamp(0, self.levels - 1)))
 
-    def stored_all(self, fitted: GroupParameters) -> list[GroupParameters]:
+    def stored_all(self, fitted: GroupParameters) -> GroupParameters:
         """`stored` of every table of a stack [tables, rows, groups]; of all at once where codecs round every value by itself."""
-        tables, rows = fitted.scale.shape[:2]
         codecs = (self.scale,) if self.zeros is None else (self.scale, self.zeros)
-        if not all(codec.elementwise for codec in codecs):
-            return [self.stored(fitted.at(torch.tensor(table))) for table in range(tables)]
-        joined = GroupParameters(fitted.scale.flatten(0, 1), None if fitted.zero is None else fitted.zero.flatten(0, 1))
-        stored = self.stored(joined)
-        zeros = [None] * tables if stored.zero is None else stored.zero.split(rows)
-        return [GroupParameters(*pair) for pair in zip(stored.scale.split(rows), zeros, strict=True)]
+        count = len(fitted.scale)
+        if all(codec.elementwise for codec in codecs):
+            zero = None if fitted.zero is None else fitted.zero.flatten(0, 1)
+            tables = [self.stored(GroupParameters(fitted.scale.flatten(0, 1), zero))]
+        else:
+            tables = [self.stored(fitted.at(torch.tensor(table))) for table in range(count)]
+        zeros = [table.zero for table in tables if table.zero is not None]
+        scale = torch.cat([table.scale for table in tables]).unflatten(0, (count, -1))
+        return GroupParameters(scale, torch.cat(zeros).unflatten(0, (count, -1)) if zeros else None)
 
     def _without_zeros(self, scale: Tensor) -> Tensor:
         """Scales with a number wherever 0 would lose the group, small so that no other group is rounded to it."""

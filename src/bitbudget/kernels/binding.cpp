@@ -381,6 +381,35 @@ void add_outliers(std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::in
                             reinterpret_cast<const float*>(values), rows, places, result, out, threads_of(threads));
 }
 
+std::size_t floats(std::int64_t count) { return sizeof(float) * static_cast<std::size_t>(count); }
+
+void check_rounding(std::int64_t rows, std::int64_t columns, std::int64_t group, int top) {
+  require(rows > 0 && columns > 0 && group > 0 && columns % group == 0 && rows <= kLargest / columns, "no whole groups");
+  require(top > 0 && top < 256, "codes have 1 to 8 bits");
+}
+
+void nearest(int isa, std::uintptr_t weights, std::size_t weights_bytes, std::int64_t rows, std::int64_t columns, std::int64_t group,
+             std::uintptr_t scale, std::uintptr_t zero, std::size_t table_bytes, int top, std::uintptr_t values, std::size_t values_bytes) {
+  check_rounding(rows, columns, group, top);
+  const std::size_t table = floats(rows * (columns / group));
+  bitbudget::nearest(isa_of(isa), at<float>(weights, weights_bytes, floats(rows * columns), "too few weights"), rows, columns, group,
+                     at<float>(scale, table_bytes, table, "too few scales"), at<float>(zero, table_bytes, table, "too few zeros"), top,
+                     at<float>(values, values_bytes, floats(rows * columns), "too few values"));
+}
+
+// Scales, zeros and errors: [tries, rows, groups].
+void range_errors(int isa, std::uintptr_t weights, std::size_t weights_bytes, std::int64_t rows, std::int64_t columns, std::int64_t group,
+                  std::int64_t tries, std::uintptr_t scale, std::uintptr_t zero, std::size_t table_bytes, int top, std::uintptr_t gram,
+                  std::size_t gram_bytes, std::uintptr_t errors, std::size_t errors_bytes) {
+  check_rounding(rows, columns, group, top);
+  require(group <= kLargest / columns && tries > 0 && tries <= kLargest / (rows * columns), "too large a group, or no tries");
+  const std::size_t table = floats(tries * rows * (columns / group));
+  bitbudget::range_errors(isa_of(isa), at<float>(weights, weights_bytes, floats(rows * columns), "too few weights"), rows, columns, group,
+                          tries, at<float>(scale, table_bytes, table, "too few scales"), at<float>(zero, table_bytes, table, "too few zeros"),
+                          top, at<float>(gram, gram_bytes, floats(columns * group), "too few matrices"),
+                          at<float>(errors, errors_bytes, table, "too few errors"));
+}
+
 // Reads all of an array, each thread eight parts of it at once (one stream alone waits for memory), and returns something of it.
 std::uint64_t read_array(std::uintptr_t address, std::size_t bytes, int threads) {
   constexpr std::int64_t kStreams = 8, kLine = 8;
@@ -438,6 +467,8 @@ NB_MODULE(_cpu, module) {
                     std::int64_t, std::uintptr_t, std::size_t>())
       .def("multiply", &Weight::multiply, Released());
   module.def("add_outliers", &add_outliers, Released());
+  module.def("nearest", &nearest, Released());
+  module.def("range_errors", &range_errors, Released());
   module.def("read", &read_array, Released());
   module.def("forget_pages", &forget_pages);
 }

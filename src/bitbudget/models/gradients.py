@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bitbudget.models.layers import Layer
 from bitbudget.models.stream import BlockStream, States
 
-# Of logits [scored positions, vocabulary]: the gradient of a loss that the caller chooses, of the same shape.
-LogitsGradient = Callable[[Float[Tensor, "scored vocabulary"]], Float[Tensor, "scored vocabulary"]]
+Logits = Float[Tensor, "scored vocabulary"]
+LogitsGradient = Callable[[Logits, Logits], None]  # from logits: writes into the second the gradient of a loss that the caller chooses
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class GradientStream:
     ) -> tuple[Float[Tensor, "1 tokens width"], Factors | None]:
         """The gradient at what the last block returns, and X and G of the head (None where the model has no head module).
 
-        hidden: what the last block returns. `gradient` gets the logits at `positions`. Final norm and head stay loaded until
+        hidden: what the last block returns. `gradient` gets the logits at `positions`, and zeros to write over. Final norm and head stay loaded until
         the stream's `free`.
         """
         head = self.stream.model.get_output_embeddings()
@@ -105,7 +105,7 @@ class GradientStream:
             logits = self.stream.finish(states, sequence, leaf)
             with torch.no_grad():
                 wanted = torch.zeros_like(logits)
-                wanted[positions] = gradient(logits.detach()[positions]).to(logits.dtype)
+                gradient(logits.detach()[positions], wanted[positions])
             (entering,) = torch.autograd.grad(logits, leaf, wanted)
         return entering, joined(seen.get("head", []))
 

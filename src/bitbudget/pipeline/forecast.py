@@ -6,7 +6,7 @@ seconds from a probe of this machine.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,9 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
     plan = plans.get(named) or _plan(source, named, embedding, head)
     work = Workload(source, plan, where, compute_dtype(where, source.config))
     stages, speeds = _stages(work, probe)
+    planning = _planning(work, speeds, effort, trust_remote_code) if effort and speeds else None
+    if planning:  # a plan's ranges are searched, those of the choice that `stages` are forecast for are not
+        stages = tuple(_longer(stage, planning.searching()) if stage.name == "quantize" else stage for stage in stages)
     return Forecast(
         now=_now(source),
         rows=tuple(_row(plan) for plan in plans.values()),
@@ -178,17 +181,19 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
         device=str(where),
         speeds=speeds,
         effort=effort,
-        planning=_planning(work, speeds, effort, trust_remote_code) if effort else (),
+        planning=planning.stages() if planning else (),
     )
 
 
-def _planning(work: Workload, speeds: Speeds | None, effort: str, trust_remote_code: bool) -> tuple[PlanningStage, ...]:
+def _planning(work: Workload, speeds: Speeds, effort: str, trust_remote_code: bool) -> PlanningTime:
     """Of planning as `plan` does it by default."""
     settings = Settings(METHODS["llm-mq"].recipe(), effort_of(effort))
-    if speeds is None:
-        return ()
     planner = Planner(work.source, settings, Run(str(work.device), trust_remote_code=trust_remote_code))
-    return PlanningTime(planner, work, speeds).stages()
+    return PlanningTime(planner, work, speeds)
+
+
+def _longer(stage: Stage, seconds: float) -> Stage:
+    return replace(stage, seconds=(stage.seconds or 0.0) + seconds)
 
 
 def _plan(source: SourceModel, choice: str, embedding: str, head: str) -> OutputPlan:

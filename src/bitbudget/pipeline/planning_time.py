@@ -113,9 +113,13 @@ class PlanningTime:
             seconds += tokens * vocabulary * (3 * 2 * hidden / self.speeds.flops + 1 / self.rates.labels)
         return seconds
 
+    def searching(self) -> float:
+        """Finding the ranges of one choice for every linear."""
+        return self.linears / (self.choices * self.rates.fit)
+
     def _guard(self) -> float:
         tokens, candidates = self.effort.guard_tokens, CANDIDATES + self.effort.again
-        rounding = self.linears / (self.choices * self.rates.fit) + self.linears / self.rates.tried
+        rounding = self.searching() + self.linears / self.rates.tried
         blocks = (1 + candidates) * self._forward(tokens) + candidates * rounding
         vocabulary, hidden = self.work.table
         comparing = (1 + candidates) * 2 * hidden / self.speeds.flops + candidates / self.speeds.compare_logits
@@ -142,7 +146,7 @@ class PlanningTime:
         vocabulary = self.work.table[0]
         few = self.planner.sequences[0]
         logits = torch.randn(few.scored, vocabulary, generator=generator).to(device)
-        labels = logits_gradient(self.planner.settings.recipe.labels, few, 0)
+        labels, gradient = logits_gradient(self.planner.settings.recipe.labels, few, 0), torch.empty_like(logits)
 
         def of(operation: Callable[[], object], count: int) -> float:
             return count * rate(operation, device)
@@ -151,7 +155,7 @@ class PlanningTime:
             fit=of(lambda: fit_all(weight, choices, gram), weight.numel()),
             contract=of(lambda: contract(fits, factors, (rows, columns)), weight.numel()),
             tried=of(lambda: (fit(weight * 1.5, reference).decoded(weight.dtype) / 1.5).to(weight.dtype), weight.numel()),
-            labels=of(lambda: labels(logits), logits.numel()),
+            labels=of(lambda: labels(logits, gradient), logits.numel()),
         )
 
 

@@ -4,7 +4,7 @@ are contracted with its gradients, and p_d[choice, row] is kept on disk.
 A layer's file appears when its wave is finished; a killed pass goes on at the block behind the last one whose gradient it kept.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from bitbudget.calibration.tokens import TokenSequence, fingerprint
 from bitbudget.checkpoint.scratch import read_tensors, write_tensors
 from bitbudget.heap import return_freed_memory
 from bitbudget.methods.recipe import Labels
-from bitbudget.models.gradients import Factors, GradientStream
+from bitbudget.models.gradients import Factors, GradientStream, Logits, LogitsGradient
 from bitbudget.models.layers import Layer
 from bitbudget.models.stream import BlockStream, States
 from bitbudget.pipeline.calibrate import Calibration, HiddenStates
@@ -29,25 +29,27 @@ FACTOR_BYTES = 384 << 20  # of inputs and gradients of a block's layers that are
 SEED = 0
 DONE = "done"  # the mark of a wave whose scores are all there
 HALF = "head of the tied matrix"  # waits for the embedding's half
-Logits = Float[Tensor, "scored vocabulary"]
+LOGITS = 2**23  # that drawing labels passes over at a time: 32 MiB of fp32, a few times
 
 
-def logits_gradient(labels: Labels, sequence: TokenSequence, number: int) -> Callable[[Logits], Logits]:
+def logits_gradient(labels: Labels, sequence: TokenSequence, number: int) -> LogitsGradient:
     """∂L/∂logits of the summed cross-entropy: p − e_label, with the text's labels or with labels drawn from p.
 
     number: of the sequence among all; it seeds the drawing.
     """
 
-    def of(logits: Logits) -> Logits:
-        probabilities = torch.softmax(logits.float(), -1)
-        drawn = sequence.labels.to(logits.device)
-        if labels == "sampled":
-            generator = torch.Generator(device=logits.device).manual_seed(SEED + number)
-            drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-        probabilities[torch.arange(len(drawn), device=logits.device), drawn] -= 1
-        return probabilities
+    def write(logits: Logits, gradient: Logits) -> None:
+        own, device = sequence.labels.to(logits.device), logits.device
+        generator = torch.Generator(device=device).manual_seed(SEED + number) if labels == "sampled" else None
+        step = max(1, LOGITS // logits.shape[1])
+        for start in range(0, len(own), step):
+            few = slice(start, start + step)
+            probabilities = torch.softmax(logits[few].float(), -1)
+            drawn = own[few] if generator is None else torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            probabilities[torch.arange(len(drawn), device=device), drawn] -= 1
+            gradient[few] = probabilities.to(gradient.dtype)
 
-    return of
+    return write
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Scoring:
     def run(self, wave: Wave, kept: HiddenStates, progress: Progress) -> None:
         """All layers of the model; files that are there are not made again."""
         states = self.stream.start([sequence.ids for sequence in wave.sequences])
+        states.hidden.clear()  # what enters each block was kept
         blocks = self.stream.block_count
         with stage(progress, f"score: backward, sequences {wave.name}", blocks + 2) as running:
             done = next((index for index in range(blocks + 1) if self._gradients(wave, index).has(index)), None)

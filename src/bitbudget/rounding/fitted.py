@@ -15,6 +15,7 @@ from torch import Tensor
 from bitbudget.calibration.gram import GroupGram
 from bitbudget.grids import BF16, FP16, GroupParameters, pack
 from bitbudget.grids.clip import clipped
+from bitbudget.kernels.rounding import nearest, range_errors
 from bitbudget.storage import Choice, Dense, DensePart, OutlierPart, Outliers, Part, StoredWeight, index_dtype
 from bitbudget.threads import mapped
 
@@ -48,7 +49,7 @@ class FittedPart:
             tile = weight[at].float()
             keep = kept_mask(tile, at, outliers)
             widest = grid.fit(tile, keep)
-            found = clipped(grid, tile, keep, weighting) if searched else widest
+            found = clipped(grid, tile, keep, weighting, range_errors) if searched else widest
             return found, grid.scale != FP16 or (FP16.holds(widest.scale) and FP16.holds(found.scale))
 
         pieces = row_tiles(weight, rows, multiple, PIECE_WEIGHTS)
@@ -70,11 +71,11 @@ class FittedPart:
     def values(self, weight: Weight, rows: Int64[Tensor, " n"], tile: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
         """What the rows of a tile decode to; 0 in rows that are another part's."""
         if self.rows is None:
-            return self.format.grid.nearest(tile, self.at(rows, weight))
+            return nearest(self.format.grid, tile, self.at(rows, weight))
         own = torch.searchsorted(self.rows, rows).clamp(max=len(self.rows) - 1)
         mine = (self.rows[own] == rows).nonzero().squeeze(1)
         values = torch.zeros_like(tile)
-        values[mine] = self.format.grid.nearest(tile[mine], self.at(own[mine], weight))
+        values[mine] = nearest(self.format.grid, tile[mine], self.at(own[mine], weight))
         return values
 
     def stored(self, weight: Weight) -> DensePart:
@@ -101,9 +102,11 @@ class Fitted:
 
     def values(self, rows: slice | Int64[Tensor, " n"]) -> Float[Tensor, "n in"]:
         """What some rows will decode to, fp32: bit for bit what the stored weight gives."""
-        every = torch.arange(self.weight.shape[0], device=self.weight.device)
-        chosen = every[rows] if isinstance(rows, slice) else rows
-        tile = self.weight[rows].float()
+        return self._values(rows, self.weight[rows].float())
+
+    def _values(self, rows: slice | Int64[Tensor, " n"], tile: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
+        device = self.weight.device
+        chosen = torch.arange(*rows.indices(self.weight.shape[0]), device=device) if isinstance(rows, slice) else rows
         values = self._dense(chosen, tile)
         if self.positions is not None and self._sparse is not None:
             at = entries(self.positions, chosen, tile.shape[1])
@@ -136,7 +139,8 @@ class Fitted:
 
     def error(self, rows: slice) -> Float[Tensor, "n in"]:
         """Stored minus original values of some rows, fp32."""
-        return self.values(rows).sub_(self.weight[rows])
+        tile = self.weight[rows].float()
+        return self._values(rows, tile).sub_(tile)
 
     def decoded(self, dtype: torch.dtype) -> Weight:
         """All it will decode to, in a dtype."""

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from bitbudget.threads import mapped
 
-TILE_WEIGHTS = 2**21  # errors of all choices and gradients of all sequences that a thread has in memory at a time: 8 MiB of fp32
+# fp32 numbers that a thread has in memory at a time: 8 MiB of gradients of all sequences, whose product wants many rows, and
+# beside them as many errors of all choices.
+TILE_WEIGHTS = 2**21
 
 
 @runtime_checkable
@@ -38,21 +40,28 @@ def contract(
     choices: Sequence[Erring], factors: Sequence[FactorsOf], shape: tuple[int, int]
 ) -> Float[Tensor, "choices sequences out"]:
     """p_d of a linear [out, in], fp32."""
-    result = torch.empty(len(choices), len(factors), shape[0])
-    tiles = _tiles(shape[0], TILE_WEIGHTS // (shape[1] * (len(choices) + len(factors))))
+    result, like = torch.empty(len(choices), len(factors), shape[0]), factors[0].inputs
+    step = max(1, TILE_WEIGHTS // (shape[1] * len(choices)))
 
     def fill(rows: slice) -> None:
-        errors = torch.stack([choice.error(rows) for choice in choices], dim=1)
-        gradients = torch.stack([own.gradients[:, rows].T @ own.inputs for own in factors], dim=2)
-        result[:, :, rows] = torch.bmm(errors, gradients).permute(1, 2, 0).cpu()
+        gradients = like.new_empty(rows.stop - rows.start, len(factors), shape[1])
+        for number, own in enumerate(factors):
+            torch.mm(own.gradients[:, rows].T, own.inputs, out=gradients[:, number])
+        errors = like.new_empty(min(step, len(gradients)), len(choices), shape[1])  # once: fresh memory costs more than what fills it
+        for few in _tiles(rows, step):
+            count = few.stop - few.start
+            for place, choice in enumerate(choices):
+                errors[:count, place] = choice.error(few)
+            of_few = gradients[few.start - rows.start :][:count]
+            result[:, :, few] = torch.bmm(errors[:count], of_few.mT).permute(1, 2, 0).cpu()
 
-    mapped(fill, tiles, factors[0].inputs.device)
+    mapped(fill, _tiles(slice(0, shape[0]), TILE_WEIGHTS // (shape[1] * len(factors))), factors[0].inputs.device)
     return result
 
 
-def _tiles(rows: int, step: int) -> Iterator[slice]:
+def _tiles(rows: slice, step: int) -> Iterator[slice]:
     step = max(1, step)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return (slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step))
 
 
 def contract_rows(
@@ -64,7 +73,7 @@ def contract_rows(
     gradients) of every sequence.
     """
     result = torch.zeros(len(choices), len(gradients), shape[0])
-    for rows in _tiles(shape[0], TILE_WEIGHTS // (shape[1] * len(choices))):
+    for rows in _tiles(slice(0, shape[0]), TILE_WEIGHTS // (shape[1] * len(choices))):
         errors = torch.stack([choice.error(rows) for choice in choices])
         for number, (ids, own) in enumerate(gradients):
             first, last = torch.searchsorted(ids, torch.tensor([rows.start, rows.stop], device=ids.device)).tolist()

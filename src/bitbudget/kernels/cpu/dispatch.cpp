@@ -133,4 +133,14 @@ void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::i
   multiply(isa, product);
 }
 
+void nearest(Isa isa, const float* weights, std::int64_t rows, std::int64_t columns, std::int64_t group, const float* scale,
+             const float* zero, int top, float* values) {
+  kernels(isa)->nearest({weights, rows, columns, group, scale, zero, static_cast<float>(top), values});
+}
+
+void range_errors(Isa isa, const float* weights, std::int64_t rows, std::int64_t columns, std::int64_t group, std::int64_t tries,
+                  const float* scale, const float* zero, int top, const float* gram, float* errors) {
+  kernels(isa)->range_errors({weights, rows, columns, group, tries, scale, zero, static_cast<float>(top), gram, errors});
+}
+
 }  // namespace bitbudget

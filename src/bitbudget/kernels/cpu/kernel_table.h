@@ -38,6 +38,27 @@ struct Quantization {
   int threads;
 };
 
+// A matrix to round (kernels.h).
+struct Rounding {
+  const float* weights;
+  std::int64_t rows, columns, group;
+  const float* scale;
+  const float* zero;
+  float top;
+  float* values;
+};
+
+// Tries of the ranges of a matrix, addresses resolved (kernels.h).
+struct RangeTries {
+  const float* weights;
+  std::int64_t rows, columns, group, tries;
+  const float* scale;
+  const float* zero;
+  float top;
+  const float* gram;
+  float* errors;
+};
+
 // Working memory, aligned to 64 bytes; out of line (dispatch.cpp) for the reason above.
 class Memory {
  public:
@@ -55,6 +76,8 @@ struct Kernels {
   int widest;  // streams of inputs that are multiplied at once
   void (*multiply)(const Product&);
   void (*quantize)(const Quantization&);
+  void (*nearest)(const Rounding&);
+  void (*range_errors)(const RangeTries&);
 };
 
 const Kernels* portable_kernels();

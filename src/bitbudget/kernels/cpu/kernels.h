@@ -81,4 +81,15 @@ void add_outliers(const float* x, std::int64_t n, std::int64_t stride, const std
                   const std::int32_t* columns, const float* values, std::int64_t rows, const std::int32_t* order, float* y,
                   std::int64_t y_stride, int threads);
 
+// Weights [rows, columns] as the nearest code from 0 to `top` gives them back, scale · (code − zero), to the bit what fp32 operations one
+// after the other give. Groups divide the columns, and scales [rows, groups] are not 0. On one thread, as the next.
+void nearest(Isa isa, const float* weights, std::int64_t rows, std::int64_t columns, std::int64_t group, const float* scale,
+             const float* zero, int top, float* values /*[rows, columns]*/);
+
+// For every try of the ranges of a matrix: errors[try, row, group] = δᵀ H δ, where δ = scale · (code − zero) − w is what rounding the
+// group's weights to the nearest code up to `top` changes, and H the group's matrix in `gram`, of which the upper triangle is read.
+void range_errors(Isa isa, const float* weights /*[rows, columns]*/, std::int64_t rows, std::int64_t columns, std::int64_t group,
+                  std::int64_t tries, const float* scale /*[tries, rows, groups]*/, const float* zero /*the same*/, int top,
+                  const float* gram /*[groups, group, group]*/, float* errors /*[tries, rows, groups]*/);
+
 }  // namespace bitbudget

@@ -8,13 +8,15 @@
 //           gather(x, columns): x at 16 columns
 //
 // and constants: kTiles × kStreams accumulators of a block product fit its registers (kStreams ≥ 4), kClassSums accumulators those of one
-// cell; kWholeBytes: dot is exact for all codes up to 255 in place; kWalk: tiles that a thread walks side by side, because one stream
+// cell; kTries: tries of ranges whose errors are measured at once (rounding.h); kWholeBytes: dot is exact for all codes up to 255 in place; kWalk: tiles that a thread walks side by side, because one stream
 // of memory cannot use the bandwidth of a core.
 
 #pragma once
 
 #include "decode.h"
 #include "quantize.h"
+#include "rounding.h"
+#include "unroll.h"
 
 namespace bitbudget {
 
@@ -377,7 +379,7 @@ static void quantize(const Quantization& task) {
 template <class V>
 static constexpr Kernels kernels_of() {
   static_assert(V::kStreams >= kNarrow, "a block of tokens has to hold what the narrow product takes");
-  return {V::kStreams, multiply<V>, quantize<V>};
+  return {V::kStreams, multiply<V>, quantize<V>, nearest<V>, range_errors<V>};
 }
 
 }  // namespace bitbudget
