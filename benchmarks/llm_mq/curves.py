@@ -93,7 +93,9 @@ def sizes(candidate: Candidate) -> dict[str, Any]:
 def planner_of(
     source: SourceModel, method: LlmMq, cache: Path, sequences: int = SEQUENCES, awq_tokens: int = AWQ_TOKENS
 ) -> Planner:
-    effort = Effort("tables", sequences, sequences, awq_tokens, GUARD_TOKENS, again=True)
+    effort = Effort(
+        "tables", sequences, sequences, scaling_tokens=awq_tokens, guard_tokens=GUARD_TOKENS, again=True
+    )
     return Planner(source, Settings(method.recipe(), effort, None, cache), Run())
 
 

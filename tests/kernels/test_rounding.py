@@ -1,4 +1,4 @@
-"""Compiled rounding against its plain twins in `grids`: nearest values to the bit, errors of tried ranges up to the rounding of sums."""
+"""Compiled rounding against its plain twins in `grids`: nearest values to the bit, errors of tried ranges up to fp32 sums."""
 
 import pytest
 import torch
@@ -114,16 +114,17 @@ def test_a_search_is_left_to_torch_where_there_is_no_kernel_for_it() -> None:
 def test_sizes_are_checked() -> None:
     compiled = extension()
     assert compiled is not None
-    weights, table, gram = weights_of(4, 32), torch.ones(4, 2), torch.zeros(2, 16, 16)
-    good = [0, weights.data_ptr(), 512, 4, 32, 16, table.data_ptr(), table.data_ptr(), 32, 3, weights.data_ptr(), 512]
+    weights, table, gram, errors = weights_of(4, 32), torch.ones(4, 2), torch.zeros(2, 16, 16), torch.empty(1, 4, 2)
+    matrix, tables = [weights.data_ptr(), 512, 4, 32, 16], [table.data_ptr(), table.data_ptr(), 32]
+    good = [0, *matrix, *tables, 3, weights.data_ptr(), 512]
     compiled.nearest(*good)
-    for place, value in [(2, 508), (3, 5), (4, 31), (5, 15), (5, 0), (8, 28), (9, 0), (9, 256), (10, 0), (11, 511), (0, 99), (1, 0)]:
+    wrong = [(0, 99), (1, 0), (2, 508), (3, 5), (4, 31), (5, 15), (5, 0), (8, 28), (9, 0), (9, 256), (10, 0), (11, 511)]
+    for place, value in wrong:
         with pytest.raises(ValueError, match=r"."):
             compiled.nearest(*good[:place], value, *good[place + 1 :])
-    errors = torch.empty(1, 4, 2)
-    good = [0, weights.data_ptr(), 512, 4, 32, 16, 1, table.data_ptr(), table.data_ptr(), 32, 3]
-    good += [gram.data_ptr(), 2048, errors.data_ptr(), 32]
+    good = [0, *matrix, 1, *tables, 3, gram.data_ptr(), 2048, errors.data_ptr(), 32]
     compiled.range_errors(*good)
-    for place, value in [(2, 508), (3, -1), (4, 31), (5, 64), (6, 0), (6, 2), (9, 31), (10, 0), (12, 2047), (14, 31), (11, 0), (13, 2)]:
+    wrong = [(2, 508), (3, -1), (4, 31), (5, 64), (6, 0), (6, 2), (9, 31), (10, 0), (11, 0), (12, 2047), (13, 2), (14, 31)]
+    for place, value in wrong:
         with pytest.raises(ValueError, match=r"."):
             compiled.range_errors(*good[:place], value, *good[place + 1 :])

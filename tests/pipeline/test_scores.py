@@ -20,7 +20,6 @@ from bitbudget.pipeline import scores
 from bitbudget.pipeline.effort import Effort
 from bitbudget.pipeline.planning import Planner, Settings
 from bitbudget.pipeline.progress import Run
-
 from bitbudget.pipeline.scores import logits_gradient
 from bitbudget.pipeline.table import Measured
 from bitbudget.rounding import fit

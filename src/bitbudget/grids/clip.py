@@ -40,7 +40,8 @@ def range_errors(
     weighting: Weighting | None,
 ) -> Float[Tensor, "tries rows groups"]:
     """`nearest_error` of every try. parameters: [tries, rows, groups]."""
-    buffers = weights.new_empty(weights.shape), weights.new_empty(weights.shape)  # fresh memory for every try would cost more than the try
+    # Fresh memory for every try would cost more than the try.
+    buffers = weights.new_empty(weights.shape), weights.new_empty(weights.shape)
     tries = (parameters.at(torch.tensor(number)) for number in range(len(parameters.scale)))
     return torch.stack([nearest_error(grid, weights, left_out, one, weighting, buffers) for one in tries])
 

@@ -1,5 +1,5 @@
-"""Rounding of weights on the CPU, one pass over a tile of rows where the plain twins in `grids` take ten: what the nearest codes decode
-to, and what tries of a range cost.
+"""Rounding of weights on the CPU: what the nearest codes decode to, and what tries of a range cost. One pass over a tile of rows,
+where the plain twins in `grids` take ten.
 """
 
 from typing import Any

@@ -16,7 +16,8 @@ from bitbudget.models.layers import Layer
 from bitbudget.models.stream import BlockStream, States
 
 Logits = Float[Tensor, "scored vocabulary"]
-LogitsGradient = Callable[[Logits, Logits], None]  # from logits: writes into the second the gradient of a loss that the caller chooses
+# Writes the gradient of a loss that the caller chooses, from logits, into the second.
+LogitsGradient = Callable[[Logits, Logits], None]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class GradientStream:
     ) -> tuple[Float[Tensor, "1 tokens width"], Factors | None]:
         """The gradient at what the last block returns, and X and G of the head (None where the model has no head module).
 
-        hidden: what the last block returns. `gradient` gets the logits at `positions`, and zeros to write over. Final norm and head stay loaded until
-        the stream's `free`.
+        hidden: what the last block returns. `gradient` gets the logits at `positions`, and zeros to write over. Final norm and
+        head stay loaded until the stream's `free`.
         """
         head = self.stream.model.get_output_embeddings()
         with torch.enable_grad(), captured_factors({} if head is None else {"head": head}) as seen:

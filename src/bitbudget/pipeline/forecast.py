@@ -6,7 +6,7 @@ seconds from a probe of this machine.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,8 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
     named = next(iter(plans), STAGES_CHOICE) if STAGES_CHOICE not in plans else STAGES_CHOICE
     plan = plans.get(named) or _plan(source, named, embedding, head)
     work = Workload(source, plan, where, compute_dtype(where, source.config))
-    stages, speeds = _stages(work, probe)
+    speeds = _speeds(work) if probe else None
     planning = _planning(work, speeds, effort, trust_remote_code) if effort and speeds else None
-    if planning:  # a plan's ranges are searched, those of the choice that `stages` are forecast for are not
-        stages = tuple(_longer(stage, planning.searching()) if stage.name == "quantize" else stage for stage in stages)
     return Forecast(
         now=_now(source),
         rows=tuple(_row(plan) for plan in plans.values()),
@@ -176,7 +174,7 @@ def forecast(  # noqa: PLR0913 -- the words of the command line
         kv_cache=cache,
         kept=_kept(source, plan),
         fallbacks=_fallbacks(plans.items()),
-        stages=stages,
+        stages=_stages(work, speeds, planning),
         stages_choice=named,
         device=str(where),
         speeds=speeds,
@@ -190,10 +188,6 @@ def _planning(work: Workload, speeds: Speeds, effort: str, trust_remote_code: bo
     settings = Settings(METHODS["llm-mq"].recipe(), effort_of(effort))
     planner = Planner(work.source, settings, Run(str(work.device), trust_remote_code=trust_remote_code))
     return PlanningTime(planner, work, speeds)
-
-
-def _longer(stage: Stage, seconds: float) -> Stage:
-    return replace(stage, seconds=(stage.seconds or 0.0) + seconds)
 
 
 def _plan(source: SourceModel, choice: str, embedding: str, head: str) -> OutputPlan:
@@ -251,16 +245,16 @@ def _fallbacks(plans: Iterable[tuple[str, OutputPlan]]) -> tuple[Fallback, ...]:
     return tuple(Fallback(text, note, len(names), names[0]) for (text, note), names in found.items())
 
 
-def _stages(work: Workload, probe: bool) -> tuple[tuple[Stage, ...], Speeds | None]:
+def _stages(work: Workload, speeds: Speeds | None, planning: PlanningTime | None) -> tuple[Stage, ...]:
     peaks, base = stage_peaks(work), memory_now()
-    speeds = _speeds(work) if probe else None
     seconds = stage_seconds(work, speeds) if speeds else {}
+    if planning:  # the ranges of a plan are searched, those of the choice that stages are forecast for are not
+        seconds["quantize"] += planning.searching()
     written = {"quantize": work.plan.disk_bytes}
-    stages = tuple(
+    return tuple(
         Stage(name, base + ram, device, written.get(name, 0), 0, seconds.get(name))
         for name, (ram, device) in peaks.items()
     )
-    return stages, speeds
 
 
 def _speeds(work: Workload) -> Speeds:

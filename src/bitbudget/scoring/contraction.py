@@ -47,7 +47,8 @@ def contract(
         gradients = like.new_empty(rows.stop - rows.start, len(factors), shape[1])
         for number, own in enumerate(factors):
             torch.mm(own.gradients[:, rows].T, own.inputs, out=gradients[:, number])
-        errors = like.new_empty(min(step, len(gradients)), len(choices), shape[1])  # once: fresh memory costs more than what fills it
+        # Once: fresh memory costs more than what fills it.
+        errors = like.new_empty(min(step, len(gradients)), len(choices), shape[1])
         for few in _tiles(rows, step):
             count = few.stop - few.start
             for place, choice in enumerate(choices):

@@ -321,6 +321,57 @@ void refused_shapes(Isa isa) {
   check(valid(isa, {1, 1, 1, 8}) && valid(isa, {16, 65536, 1 << 20, 8}), "small and large groups");
 }
 
+// Nearest values against the same operations, and errors of tries against sums in double, in buffers without a byte to spare.
+void rounding(Isa isa, std::int64_t rows, std::int64_t columns, std::int64_t group, std::int64_t tries, std::mt19937& rng) {
+  const std::int64_t groups = columns / group, cells = rows * groups, tables = tries * cells;
+  const int top = static_cast<int>(rng() % 15) + 1;
+  const std::string what = "rounding: isa " + std::to_string(static_cast<int>(isa)) + ", " + std::to_string(rows) + " rows, groups of " +
+                           std::to_string(group) + ", " + std::to_string(tries) + " tries";
+  const auto floats = [](std::int64_t count) { return static_cast<std::size_t>(count) * sizeof(float); };
+  const Buffer room_for_weights(floats(rows * columns)), room_for_values(floats(rows * columns)), room_for_errors(floats(tables));
+  auto* weights = static_cast<float*>(room_for_weights.data);
+  auto *values = static_cast<float*>(room_for_values.data), *errors = static_cast<float*>(room_for_errors.data);
+  const std::vector<float> drawn = gaussians(rows * columns, rng), gram = gaussians(columns * group, rng);
+  std::copy(drawn.begin(), drawn.end(), weights);
+  std::vector<float> scale(static_cast<std::size_t>(tables)), zero(scale.size());
+  for (auto& one : scale) one = static_cast<float>(rng() % 1000 + 50) / 2048.0f;
+  for (auto& one : zero) one = static_cast<float>(rng() % static_cast<unsigned>(2 * top + 1)) / 2.0f;
+  std::vector<float> matrices(gram.size());  // symmetric
+  for (std::int64_t g = 0; g < groups; ++g)
+    for (std::int64_t i = 0; i < group; ++i)
+      for (std::int64_t j = 0; j < group; ++j) {
+        const auto at = [&](std::int64_t a, std::int64_t b) { return static_cast<std::size_t>((g * group + a) * group + b); };
+        matrices[at(i, j)] = gram[at(i < j ? i : j, i < j ? j : i)];
+      }
+
+  range_errors(isa, weights, rows, columns, group, tries, scale.data(), zero.data(), top, matrices.data(), errors);
+  bool same = true, near = true;
+  for (std::int64_t t = 0; t < tries; ++t) {
+    const std::size_t first = static_cast<std::size_t>(t * cells);
+    nearest(isa, weights, rows, columns, group, scale.data() + first, zero.data() + first, top, values);
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const std::size_t cell = first + static_cast<std::size_t>(r * groups + g);
+        const float* w = weights + r * columns + g * group;
+        const float* v = values + r * columns + g * group;
+        double error = 0.0, size = 0.0;
+        for (std::int64_t i = 0; i < group; ++i) {
+          const float place = std::nearbyint(std::min(std::max(w[i] / scale[cell] + zero[cell], 0.0f), static_cast<float>(top)));
+          same &= v[i] == (place - zero[cell]) * scale[cell];
+          for (std::int64_t j = 0; j < group; ++j) {
+            const double term = static_cast<double>(v[i] - w[i]) * (v[j] - w[j]) *
+                                matrices[static_cast<std::size_t>((g * group + i) * group + j)];
+            error += term;
+            size += std::abs(term);
+          }
+        }
+        near &= std::abs(errors[cell] - error) <= 1e-5 * size;
+      }
+  }
+  check(same, what + ": nearest values");
+  check(near, what + ": errors");
+}
+
 void battery(Isa isa, bool thorough) {
   std::mt19937 rng(1234 + static_cast<unsigned>(isa));
   refused_shapes(isa);
@@ -329,6 +380,9 @@ void battery(Isa isa, bool thorough) {
     outliers(isa, 37, 200, n, n % 2 == 0, rng);
     outliers(isa, 128, 96, n, n % 2 == 1, rng);
   }
+  for (const std::int64_t group : {1, 3, 4, 16, 31, 128})
+    for (const std::int64_t rows : {1, 15, 16, 37})
+      for (const std::int64_t tries : {1, 2, 3, 10}) rounding(isa, rows, 3 * group, group, tries, rng);
   const std::vector<Shape> shapes = {{16, 128, 128, 0}, {64, 512, 128, 0}, {80, 256, 64, 0},  {1, 32, 32, 0},     {17, 96, 48, 0},
                                      {33, 100, 16, 0},  {5, 7, 7, 0},      {130, 300, 128, 0}, {48, 448, 448, 0}, {18, 2048, 2048, 0}};
   const std::vector<std::int64_t> batches = thorough ? std::vector<std::int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25}
