@@ -39,7 +39,7 @@ def range_errors(
     parameters: GroupParameters,
     weighting: Weighting | None,
 ) -> Float[Tensor, "tries rows groups"]:
-    """`nearest_error` of every try. parameters: [tries, rows, groups]."""
+    """`nearest_error` of every try. parameters: [tries, rows, groups]; left_out: rows and columns whose error counts as 0."""
     # Fresh memory for every try would cost more than the try.
     buffers = weights.new_empty(weights.shape), weights.new_empty(weights.shape)
     tries = (parameters.at(torch.tensor(number)) for number in range(len(parameters.scale)))
@@ -62,7 +62,7 @@ def clipped(
     assert grid.axis == "in", "groups of rows have no inputs of their own"
     left_out = None
     if keep is not None:
-        weights = weights.masked_fill(~keep, 0.0)
+        weights = weights.masked_fill(~keep, 0.0)  # which most grids store without an error
         left_out = None if grid.holds_zero else (~keep).nonzero(as_tuple=True)
     low, high = grid.limits(weights)
     widest = torch.maximum(-low, high)

@@ -25,7 +25,7 @@ from bitbudget.pipeline.progress import Progress, stage
 from bitbudget.rounding import Fitted, fit_all
 from bitbudget.scoring import contract, contract_rows
 
-FACTOR_BYTES = 384 << 20  # of inputs and gradients of a block's layers that are in memory at a time
+FACTOR_BYTES = 288 << 20  # of inputs and gradients of a block's layers that are in memory at a time
 SEED = 0
 DONE = "done"  # the mark of a wave whose scores are all there
 HALF = "head of the tied matrix"  # waits for the embedding's half
