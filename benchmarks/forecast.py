@@ -2,7 +2,7 @@
 
     python benchmarks/forecast.py [--model demo] [--efforts fast,normal,best] [--bits 3.5]
 
-Forecasts the model, then runs `bitbudget quantize` with an empty cache in a process of its own, and compares seconds stage by stage.
+Forecasts the model, then runs `bitbudget quantize` with an empty cache in a process of its own, and compares seconds by stage.
 Writes benchmarks/results/forecast.json. The machine has to be idle.
 """
 
