@@ -28,7 +28,7 @@ from texts import unused_documents, windows
 
 from bitbudget.allocation import Unit, solve
 from bitbudget.models.layers import Layer
-from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DISK, Budget
+from bitbudget.pipeline.budgets import BYTES, CODE_BITS, DISK, MEMORY, Budget
 from bitbudget.pipeline.effort import WINDOW
 from bitbudget.pipeline.guard import Candidate, by_document
 from bitbudget.pipeline.offers import Prices, chosen
@@ -106,7 +106,7 @@ def main() -> None:
         ).units
         linears = sum(math.prod(layer.shape) for layer in source.layers if layer.kind == "linear")
         kept = sum(one.nbytes for one in linears_by(source, "int4:g128") if one.layer.kind != "linear")
-        limit = {BYTES: math.floor(BITS * linears / 8) + kept, CODE_BITS: None, DISK: None}
+        limit = {BYTES: math.floor(BITS * linears / 8) + kept, CODE_BITS: None, DISK: None, MEMORY: None}
         scores, groups = own_scores(units), alike(source.layers)
         tried = {"ours": scores, "by size alone": by_size(scores, source.layers)}
         tried |= {f"shuffled {seed}": shuffled(scores, groups, seed) for seed in range(SHUFFLES)}
