@@ -3,7 +3,8 @@
     python benchmarks/memory_promise.py [--folder DIR] [--blocks 25] [--context 1024] [--memory 1500MiB,1200MiB,900MiB]
 
 Takes the random checkpoint of large_model.py (about 3 GiB) in the folder of large_plan.py, whose measurements it shares, plans and
-stores it for three budgets of `--memory`, runs each in a process of its own and writes benchmarks/results/memory_promise.json.
+stores it for three budgets of `--memory` (without the guard, which changes no bytes), runs each in a process of its own and writes
+benchmarks/results/memory_promise.json.
 Peaks are measured twice: by the process itself, the pages of its weight files included, and from outside: RssAnon + RssShmem less
 what it held when libraries and tokenizer were loaded.
 """
@@ -19,17 +20,36 @@ import large_model
 from sampling import sampled
 
 from bitbudget.calibration.tokenizer import Tokenizer
-from bitbudget.pipeline.runlog import run_log_path
+from bitbudget.methods import METHODS
+from bitbudget.models.source import SourceModel
+from bitbudget.pipeline.budgets import Budget
+from bitbudget.pipeline.decide import measure
+from bitbudget.pipeline.effort import EFFORTS
+from bitbudget.pipeline.memory import memory_promise
+from bitbudget.pipeline.offers import chosen
+from bitbudget.pipeline.output import DEFAULT_SHARD_BYTES
+from bitbudget.pipeline.planning import Planner, Settings
+from bitbudget.pipeline.prepare import Preparation
+from bitbudget.pipeline.progress import Run, Silent
+from bitbudget.pipeline.quantize import Writing, write_checkpoint
+from bitbudget.pipeline.solving import offered, output_of, question
 
 RESULT = Path(__file__).parent / "results" / "memory_promise.json"
 TOOL = [sys.executable, "-m", "bitbudget"]
 NEW_TOKENS = 8
 
 
-def store(source: Path, output: Path, words: list[str]) -> None:
-    """Quantize with the words of a budget, without verification."""
-    done = sampled([*TOOL, "quantize", str(source), *words, "--effort", "fast", "--no-verify", "-o", str(output)])
-    assert done.code == 0, done.output
+def store(folder: Path, output: Path, budget: int, context: int, cache: Path) -> None:
+    """The plan of `--memory` with `--effort fast` and what it makes of the model, without guard and verification."""
+    source = SourceModel.open(folder)
+    planner = Planner(source, Settings(METHODS["llm-mq"].recipe(), EFFORTS["fast"], cache=cache), Run("cpu"))
+    promise = memory_promise(source, context, None, planner.device, None)
+    words = question(source, Budget(memory=budget), promise.beside_weights, DEFAULT_SHARD_BYTES, planner.settings.recipe.order)
+    _, _, plan = measure(planner, words, offered(planner.offers, words.budget))
+    calibration, layers = planner.calibration(), chosen(planner.offers, plan.layers)
+    made = output_of(source, layers, DEFAULT_SHARD_BYTES, {"method": "llm-mq", "budget": {"memory": budget}})
+    text = {"name": "none", "sha256": ""}
+    write_checkpoint(source, Writing(made, "random", text, Preparation(calibration, calibration.fold), plan), output, Silent())
 
 
 def prompt_of(folder: Path, tokens: int) -> str:
@@ -49,7 +69,7 @@ def kept(folder: Path, context: int, dtype: str = "auto") -> dict[str, Any]:
     assert run.code == 0, run.output
     found = json.loads(run.output[run.output.index("{") : run.output.rindex("}") + 1])
     memory = found["memory"]
-    beside = memory["peak"] - memory["mapped"] if dtype == "auto" else memory["peak"] - memory["weights"]
+    beside = memory["peak"] - memory["weights"] - memory["packing"]
     outside = run.peak_bytes - memory["libraries"]
     return memory | {
         "prompt_tokens": found["prompt_tokens"],
@@ -79,9 +99,7 @@ def main() -> None:
     for memory in options.memory.split(","):
         output = options.folder / f"memory-{memory}"
         shutil.rmtree(output, ignore_errors=True)
-        run_log_path(output).unlink(missing_ok=True)
-        words = ["--memory", memory, "--context", str(options.context), "--cache", str(options.folder / "cache")]
-        store(source, output, words)
+        store(source, output, int(memory.removesuffix("MiB")) << 20, options.context, options.folder / "cache")
         result["runs"][memory] = kept(output, options.context)
         shutil.rmtree(output)
         print(memory, json.dumps(result["runs"][memory], indent=2))
