@@ -15,7 +15,7 @@ from bitbudget.cli.app import app as app
 
 def main() -> None:
     """The command `bitbudget`."""
-    # Before torch is loaded: on AMD's processors MKL lets the last bits of a product depend on where matrices lie in memory, and two
-    # runs would not give the same bytes. The setting costs nothing that could be measured.
+    # Before torch is loaded: on AMD's processors MKL lets the last bits of a product depend on where matrices lie in memory, and
+    # two runs would not give the same bytes. The setting costs nothing that could be measured.
     os.environ.setdefault("MKL_CBWR", "AUTO")
     app(prog_name="bitbudget")
