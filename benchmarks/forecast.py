@@ -21,8 +21,6 @@ from bitbudget.pipeline.forecast import forecast
 from bitbudget.pipeline.runlog import run_log_path
 
 RESULT = Path(__file__).parent / "results" / "forecast.json"
-
-
 OF_GUARD = "scales once more"  # how a stage's name begins that forecast counts in the guard
 
 

@@ -3,8 +3,8 @@
     python benchmarks/memory_promise.py [--folder DIR] [--blocks 25] [--context 1024] [--memory 1500MiB,1200MiB,900MiB]
 
 Takes the random checkpoint of large_model.py (about 3 GiB) in the folder of large_plan.py, whose measurements it shares, plans and
-stores it for three budgets of `--memory` (without the guard, which changes no bytes), runs each in a process of its own and writes
-benchmarks/results/memory_promise.json.
+stores it for three budgets of `--memory` (without the guard, whose winner takes no more bytes), runs each in a process of its own
+and writes benchmarks/results/memory_promise.json.
 Peaks are measured twice: by the process itself, the pages of its weight files included, and from outside: RssAnon + RssShmem less
 what it held when libraries and tokenizer were loaded.
 """
