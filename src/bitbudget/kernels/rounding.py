@@ -45,8 +45,7 @@ def range_errors(
 ) -> Float[Tensor, "tries rows groups"]:
     """δᵀ H δ of every group and try, as `grids.clip.range_errors` measures it, up to fp32 rounding of the sums."""
     compiled = _compiled(grid, weights)
-    plain = left_out is not None or weighting is None or weighting.dim() == 2 or weighting.shape[1] > LARGEST_GROUP
-    if compiled is None or weighting is None or plain:
+    if compiled is None or left_out is not None or weighting is None or weighting.dim() == 2 or weighting.shape[1] > LARGEST_GROUP:
         return plain_range_errors(grid, weights, left_out, parameters, weighting)
     weights, gram = weights.contiguous(), weighting.contiguous()
     scale, zero = _tables(grid, parameters)
