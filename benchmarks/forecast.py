@@ -9,6 +9,7 @@ Writes benchmarks/results/forecast.json. The machine has to be idle.
 import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,16 +18,21 @@ from typing import Any
 import torch
 from sampling import sampled
 
-from bitbudget.pipeline.forecast import forecast
 from bitbudget.pipeline.runlog import run_log_path
 
 RESULT = Path(__file__).parent / "results" / "forecast.json"
 OF_GUARD = "scales once more"  # how a stage's name begins that forecast counts in the guard
 
 
+def forecast(model: str, effort: str) -> dict[str, tuple[float, float]]:
+    """Least and most seconds of every stage. The command tells them, for it runs torch's threads as `quantize` does."""
+    command = [sys.executable, "-m", "bitbudget", "forecast", model, "--effort", effort, "--json"]
+    stages = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["planning"]
+    return {stage["name"]: (stage["least_seconds"], stage["most_seconds"]) for stage in stages}
+
+
 def measured(model: str, effort: str, bits: str) -> dict[str, float]:
     """Seconds of every stage of a run from nothing."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with TemporaryDirectory() as folder:
         output = Path(folder) / "out"
         words = ["--bits", bits, "--effort", effort, "--cache", str(Path(folder) / "cache"), "-o", str(output)]
@@ -57,8 +63,7 @@ def main() -> None:
     if RESULT.is_file():  # efforts that are not asked for stay
         result["efforts"] = json.loads(RESULT.read_text())["efforts"]
     for effort in asked.efforts.split(","):
-        planning = forecast(asked.model, effort=effort).planning
-        told = {stage.name: (stage.least_seconds, stage.most_seconds) for stage in planning}
+        told = forecast(asked.model, effort)
         told["planning"] = tuple(sum(ends) for ends in zip(*told.values(), strict=True))  # type: ignore[assignment]
         seconds = measured(asked.model, effort, asked.bits)
         seconds |= {f"planning: {name}": own for name, own in seconds.items() if name.partition(":")[0] in told}
