@@ -410,12 +410,10 @@ void range_errors(int isa, std::uintptr_t weights, std::size_t weights_bytes, st
                           at<float>(errors, errors_bytes, table, "too few errors"));
 }
 
-// Reads all of an array, each thread eight parts of it at once (one stream alone waits for memory), and returns something of it.
-std::uint64_t read_array(std::uintptr_t address, std::size_t bytes, int threads) {
-  constexpr std::int64_t kStreams = 8, kLine = 8;
-  const auto* words = at<std::uint64_t>(address, bytes, bytes, "no array");
-  const auto count = static_cast<std::int64_t>(bytes / sizeof(std::uint64_t));
-  const std::int64_t chunks = kStreams * threads_of(threads) * 16, length = count / chunks / kLine * kLine;
+template <std::int64_t kStreams>
+std::uint64_t read_streams(const std::uint64_t* words, std::int64_t count, int threads) {
+  constexpr std::int64_t kLine = 8;
+  const std::int64_t chunks = kStreams * threads * 16, length = count / chunks / kLine * kLine;
   std::uint64_t seen = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : seen)
   for (std::int64_t first = 0; first < chunks; first += kStreams) {
@@ -428,6 +426,14 @@ std::uint64_t read_array(std::uintptr_t address, std::size_t bytes, int threads)
   }
   for (std::int64_t word = chunks * length; word < count; ++word) seen |= words[word];
   return seen;
+}
+
+// Reads all of an array and returns something of it. side_by_side: each thread eight parts of it at once, for on some processors one
+// stream alone waits for memory; on others it is the fastest.
+std::uint64_t read_array(std::uintptr_t address, std::size_t bytes, int threads, bool side_by_side) {
+  const auto* words = at<std::uint64_t>(address, bytes, bytes, "no array");
+  const auto count = static_cast<std::int64_t>(bytes / sizeof(std::uint64_t));
+  return side_by_side ? read_streams<8>(words, count, threads_of(threads)) : read_streams<1>(words, count, threads_of(threads));
 }
 
 // Lets the system take back the whole pages of a file that is mapped privately and was never written to; they are read again from

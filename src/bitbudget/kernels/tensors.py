@@ -81,10 +81,10 @@ def empty_weight(count: int) -> Tensor:
     return torch.frombuffer(pages, dtype=torch.uint8, count=count, offset=begin)
 
 
-def read_all(tensor: Tensor) -> None:
-    """Read every byte of a contiguous tensor once, with torch's threads, as fast as memory gives them."""
+def read_all(tensor: Tensor, side_by_side: bool) -> None:
+    """Read every byte of a contiguous tensor once, with torch's threads. side_by_side: eight parts of it at once by every thread."""
     compiled = extension()
     if compiled is None:
         tensor.view(torch.int64).sum()
     else:
-        compiled.read(tensor.data_ptr(), tensor.nbytes, torch.get_num_threads())
+        compiled.read(tensor.data_ptr(), tensor.nbytes, torch.get_num_threads(), side_by_side)

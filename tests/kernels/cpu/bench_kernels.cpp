@@ -1,10 +1,10 @@
 // Times of the kernels, with weights that come from memory: copies of one matrix that fill 256 MiB are walked in turn. Every pass times all
 // asked widths and a bandwidth probe alternately, so that a disturbance of the machine meets them all.
 //
-//   bench_kernels [rows columns [group]] [n=1,8,512] [threads=1,2] [bits=2,3,4,8] [isa=best] [passes=15] [a16] [hot] [outliers]
+//   bench_kernels [rows columns [group]] [n=1,8,512] [threads=1,2] [bits=2,3,4,8] [isa=best] [passes=15] [a16] [hot] [outliers] [in_order=0|1]
 //
 // hot: the same matrix every time, so that one which fits the cache shows what the arithmetic alone takes. outliers: 0.5 %
-// of the weights are outliers on top, added in the same call.
+// of the weights are outliers on top, added in the same call. in_order: how weights are read, in place of this processor's own way.
 
 #include <algorithm>
 #include <chrono>
@@ -70,6 +70,7 @@ Options parse(int count, char** arguments) {
     else if (given("bits=")) o.bits = numbers(value);
     else if (given("isa=")) o.isa = std::atoi(value);
     else if (given("passes=")) o.passes = std::atoi(value);
+    else if (given("in_order=")) read_in_order(std::atoi(value) != 0);
     else if (argument == "a16") o.activations = Activations::a16;
     else if (argument == "hot") o.hot = true;
     else if (argument == "outliers") o.outliers = true;

@@ -211,6 +211,18 @@ void threads_change_nothing(Isa isa, Shape shape, std::int64_t n, std::mt19937& 
   check(run(c, w, x, bias).y == one, "results depend on threads: " + c.text());
 }
 
+// So does the order in which weights are read.
+void order_changes_nothing(Isa isa, Shape shape, std::int64_t n, Activations activations, std::mt19937& rng) {
+  const Case c{isa, shape, n, activations, true, true, 2};
+  const Weights w = make_weights(shape, Fill::random, false, rng);
+  const std::vector<float> x = gaussians(n * shape.columns, rng), bias = gaussians(shape.rows, rng);
+  const bool before = read_in_order(false);
+  const std::vector<float> several = run(c, w, x, bias).y;
+  check(!read_in_order(true), "the order of reading is what was asked for");
+  check(run(c, w, x, bias).y == several, "results depend on the order of reading: " + c.text());
+  read_in_order(before);
+}
+
 // Tile registers give the same bits as the instruction set that they stand in for.
 void tiles_change_nothing(Shape shape, std::int64_t n, Activations activations, std::mt19937& rng) {
   const Case c{Isa::avx512_vnni, shape, n, activations, true, true, 2};
@@ -376,10 +388,18 @@ void battery(Isa isa, bool thorough) {
   std::mt19937 rng(1234 + static_cast<unsigned>(isa));
   refused_shapes(isa);
   special_values(isa);
-  for (const std::int64_t n : {1, 2, 3, 9}) {
-    outliers(isa, 37, 200, n, n % 2 == 0, rng);
-    outliers(isa, 128, 96, n, n % 2 == 1, rng);
-  }
+  const bool native = read_in_order(true);
+  for (const bool in_order : {false, true})
+    for (const std::int64_t n : {1, 2, 3, 9}) {
+      read_in_order(in_order);
+      outliers(isa, 37, 200, n, n % 2 == 0, rng);
+      outliers(isa, 128, 96, n, n % 2 == 1, rng);
+    }
+  read_in_order(native);
+  for (const int bits : {2, 3, 4, 5, 6, 8})
+    for (const std::int64_t n : {1, 2, 3, 9})
+      for (const Activations activations : {Activations::a8, Activations::a16})
+        order_changes_nothing(isa, {133, 300, 128, bits, Parameters::fp16}, n, activations, rng);
   for (const std::int64_t group : {1, 3, 4, 16, 31, 128})
     for (const std::int64_t rows : {1, 15, 16, 37})
       for (const std::int64_t tries : {1, 2, 3, 10}) rounding(isa, rows, 3 * group, group, tries, rng);

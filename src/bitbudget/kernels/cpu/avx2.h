@@ -36,6 +36,7 @@ struct Avx2Base {
   static BITBUDGET_INLINE __m256i load_half(const void* at) { return _mm256_load_si256(static_cast<const __m256i*>(at)); }
   static BITBUDGET_INLINE Codes load(const std::uint8_t* at) { return {load_half(at), load_half(at + 32)}; }
   static BITBUDGET_INLINE void fetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
+  static BITBUDGET_INLINE void fetch_outer(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   static BITBUDGET_INLINE void store(std::uint8_t* at, const Codes& codes) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(at), codes.low);
     _mm256_store_si256(reinterpret_cast<__m256i*>(at + 32), codes.high);

@@ -31,6 +31,7 @@ struct Avx512Vnni {
 
   static BITBUDGET_INLINE Codes load(const std::uint8_t* at) { return _mm512_load_si512(at); }
   static BITBUDGET_INLINE void fetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
+  static BITBUDGET_INLINE void fetch_outer(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   static BITBUDGET_INLINE void store(std::uint8_t* at, Codes codes) { _mm512_store_si512(at, codes); }
   static BITBUDGET_INLINE __m512i splat_byte(int byte) { return _mm512_set1_epi8(static_cast<char>(byte)); }
   template <int kMask>

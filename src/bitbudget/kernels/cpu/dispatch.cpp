@@ -41,6 +41,7 @@ int threads_for(std::int64_t products, int threads) {
 }
 
 std::atomic<bool> tiles_wanted{true};
+std::atomic<bool> in_order{processor_reads_in_order()};
 
 void multiply(Isa isa, const Product& product) {
 #if defined(BITBUDGET_AMX)
@@ -69,6 +70,8 @@ bool use_tiles(bool wanted) {
   tiles_wanted = wanted;
   return wanted && supported(Isa::avx512_vnni) && processor_has_tiles();
 }
+
+bool read_in_order(bool wanted) { return in_order.exchange(wanted); }
 
 bool valid(Isa, Shape shape) {
   const bool width = (shape.bits >= 2 && shape.bits <= 6) || shape.bits == 8;
@@ -129,6 +132,7 @@ void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::i
   }
   product.y = y;
   product.stride = stride;
+  product.in_order = in_order;
   product.threads = threads_for(shape.rows * product.inputs.groups.count * product.inputs.groups.padded * n, threads);
   multiply(isa, product);
 }

@@ -23,6 +23,7 @@ struct Portable {
   };
 
   static void fetch(const void*) {}
+  static void fetch_outer(const void*) {}
 
   template <class Result, class Make>
   static Result each(Make&& make) {

@@ -26,6 +26,7 @@ struct Product {
   float* y;
   std::int64_t stride;
   int threads;
+  bool in_order;  // read_in_order (kernels.h)
 };
 
 struct Quantization {

@@ -1,7 +1,7 @@
 // The product, once for all instruction sets. `V` (isa_*.cpp) has registers of codes, sums, and floats for the 16 rows of a tile:
 //
 //   Codes   64 unsigned bytes: 16 rows × 4 columns      load store mask<m> right<s> select<m>(a, b): bits of m from a, others from b
-//           fetch: into the cache, from an address that may lie beyond the weights
+//           fetch, fetch_outer: into the first or second cache, from an address that may lie beyond the weights
 //   Values  4 int8 of x, for every row                  broadcast
 //   Sums    16 int32                                    dot<largest code>(sums, codes, values)  plus  right_sums<s>
 //   Floats  16 fp32                                     of sums, from memory (fp32, fp16, bf16), splat, times, add_product, minus_product
@@ -117,49 +117,101 @@ static BITBUDGET_INLINE typename V::Floats add_steps(typename V::Floats y, const
   return y;
 }
 
-// Few streams: tiles [first, last), kWalk of them side by side.
+// One group of a tile for few streams, added to `y` of its tokens. Bytes `ahead` are fetched.
 template <class V, int kBits, int kStreams, bool kResidual>
-static void multiply_narrow(const Product& product, std::int64_t first, std::int64_t last) {
+static BITBUDGET_INLINE void multiply_cell(const Product& product, std::int64_t tile, std::int64_t group, std::int64_t ahead,
+                                           typename V::Floats* y) {
   constexpr int kPerToken = kResidual ? 2 : 1, kTokens = kStreams / kPerToken;
   const WeightsLayout& layout = product.weights;
-  for (; first < last; first += V::kWalk) {
-    const int walk = static_cast<int>(smaller(V::kWalk, last - first));
-    typename V::Floats y[V::kWalk][kTokens];
-    for (int t = 0; t < walk; ++t)
-      for (int token = 0; token < kTokens; ++token) y[t][token] = V::splat(0.0f);
-    for (std::int64_t group = 0; group < layout.groups.count; ++group) {
-      const std::int8_t* x = product.values + product.inputs.values(group, 0);
-      const float* scales = product.scales + group * kTokens;
-      const float* input_sums = product.sums + group * kTokens;
-      const std::uint8_t* cell = product.packed + first * layout.tile_bytes + group * layout.cell_bytes;
-      // What follows the end of a tile here is the tile after those that are walked now.
-      const bool ends = (group + 1) * layout.cell_bytes + kAhead > layout.tile_bytes;
-      const std::int64_t ahead = kAhead + (ends ? (V::kWalk - 1) * layout.tile_bytes : 0);
-      for (int t = 0; t < walk; ++t, cell += layout.tile_bytes) {
-        typename V::Sums sums[kStreams];
-        dot_cell<V, kBits, kStreams>(cell, ahead, x, layout.blocks, sums);
-        typename V::Floats scale, zero;
-        load_parameters<V>(layout, cell, scale, zero);
-        unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
-          typename V::Floats total;
-          if constexpr (kResidual)
-            total = with_residual<V>(sums[2 * token], sums[2 * token + 1]);
-          else
-            total = V::floats(sums[token]);
-          y[t][token] = add_cell<V>(y[t][token], total, scale, zero, scales[token], input_sums[token]);
-        });
-        if (product.outlier_starts) {  // a share with every group, so that they fill the waits for codes
-          const std::int64_t* start = product.outlier_starts + first + t;
-          const std::int64_t steps = start[1] - start[0], groups = layout.groups.count;
-          const std::int64_t next = first + t + V::kWalk < layout.tiles ? start[V::kWalk] - start[0] : 0;
-          for (int token = 0; token < kTokens; ++token)
-            y[t][token] = add_steps<V>(y[t][token], product.outliers, start[0] + steps * group / groups,
-                                       start[0] + steps * (group + 1) / groups, next, product.x + token * product.x_stride);
-        }
+  const std::uint8_t* cell = product.packed + tile * layout.tile_bytes + group * layout.cell_bytes;
+  const float* scales = product.scales + group * kTokens;
+  const float* input_sums = product.sums + group * kTokens;
+  typename V::Sums sums[kStreams];
+  dot_cell<V, kBits, kStreams>(cell, ahead, product.values + product.inputs.values(group, 0), layout.blocks, sums);
+  typename V::Floats scale, zero;
+  load_parameters<V>(layout, cell, scale, zero);
+  unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
+    typename V::Floats total;
+    if constexpr (kResidual)
+      total = with_residual<V>(sums[2 * token], sums[2 * token + 1]);
+    else
+      total = V::floats(sums[token]);
+    y[token] = add_cell<V>(y[token], total, scale, zero, scales[token], input_sums[token]);
+  });
+}
+
+// Outliers of `walk` tiles for one token, a step of each tile in turn: steps of one number take columns near each other, and what
+// they need of x comes into the first-level cache once for all tiles.
+template <class V>
+static BITBUDGET_INLINE void add_outliers_of_tiles(const Product& product, std::int64_t first, int walk, std::int64_t token,
+                                                   typename V::Floats* y, int y_stride) {
+  const std::int64_t* start = product.outlier_starts + first;
+  const float* x = product.x + token * product.x_stride;
+  bool more = true;
+  for (std::int64_t step = 0; more; ++step) {
+    more = false;
+    for (int t = 0; t < walk; ++t) {
+      const std::int64_t at = start[t] + step;
+      if (at >= start[t + 1]) continue;
+      const std::int64_t ahead = first + t + V::kWalk < product.weights.tiles ? start[t + V::kWalk] - start[t] : 0;
+      y[t * y_stride] = add_steps<V>(y[t * y_stride], product.outliers, at, at + 1, ahead, x);
+      more = true;
+    }
+  }
+}
+
+// Whether so few streams are multiplied while weights are read in order; more of them make it slower than fetching does.
+static constexpr bool can_read_in_order(int bits, int streams) { return streams <= 2 || bits == 8; }
+
+// Few streams: `walk` tiles from `first` on, one after the other, then their outliers.
+template <class V, int kBits, int kStreams, bool kResidual>
+static BITBUDGET_INLINE void walk_in_order(const Product& product, std::int64_t first, int walk, typename V::Floats* y) {
+  constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
+  for (int t = 0; t < walk; ++t)
+    for (std::int64_t group = 0; group < product.weights.groups.count; ++group)
+      multiply_cell<V, kBits, kStreams, kResidual>(product, first + t, group, 0, y + t * kTokens);
+  if (product.outlier_starts)
+    for (int token = 0; token < kTokens; ++token) add_outliers_of_tiles<V>(product, first, walk, token, y + token, kTokens);
+}
+
+// The same tiles side by side.
+template <class V, int kBits, int kStreams, bool kResidual>
+static BITBUDGET_INLINE void walk_side_by_side(const Product& product, std::int64_t first, int walk, typename V::Floats* y) {
+  constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
+  const WeightsLayout& layout = product.weights;
+  const std::int64_t groups = layout.groups.count;
+  for (std::int64_t group = 0; group < groups; ++group) {
+    // What follows the end of a tile here is the tile after those that are walked now.
+    const bool ends = (group + 1) * layout.cell_bytes + kAhead > layout.tile_bytes;
+    const std::int64_t ahead = kAhead + (ends ? (V::kWalk - 1) * layout.tile_bytes : 0);
+    for (int t = 0; t < walk; ++t) {
+      multiply_cell<V, kBits, kStreams, kResidual>(product, first + t, group, ahead, y + t * kTokens);
+      if (product.outlier_starts) {  // a share with every group, so that they fill the waits for codes
+        const std::int64_t* start = product.outlier_starts + first + t;
+        const std::int64_t steps = start[1] - start[0];
+        const std::int64_t next = first + t + V::kWalk < layout.tiles ? start[V::kWalk] - start[0] : 0;
+        for (int token = 0; token < kTokens; ++token)
+          y[t * kTokens + token] = add_steps<V>(y[t * kTokens + token], product.outliers, start[0] + steps * group / groups,
+                                                start[0] + steps * (group + 1) / groups, next, product.x + token * product.x_stride);
       }
     }
+  }
+}
+
+// Few streams: tiles [first, last), kWalk of them at a time.
+template <class V, int kBits, int kStreams, bool kResidual>
+static void multiply_narrow(const Product& product, std::int64_t first, std::int64_t last) {
+  constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
+  for (; first < last; first += V::kWalk) {
+    const int walk = static_cast<int>(smaller(V::kWalk, last - first));
+    typename V::Floats y[V::kWalk * kTokens];
+    for (int i = 0; i < walk * kTokens; ++i) y[i] = V::splat(0.0f);
+    if (can_read_in_order(kBits, kStreams) && product.in_order)
+      walk_in_order<V, kBits, kStreams, kResidual>(product, first, walk, y);
+    else
+      walk_side_by_side<V, kBits, kStreams, kResidual>(product, first, walk, y);
     for (int t = 0; t < walk; ++t)
-      for (int token = 0; token < kTokens; ++token) write_rows<V>(product, first + t, token, y[t][token]);
+      for (int token = 0; token < kTokens; ++token) write_rows<V>(product, first + t, token, y[t * kTokens + token]);
   }
 }
 
@@ -205,7 +257,12 @@ static void unpack_tiles(const Product& product, std::int64_t tile, int count, s
   for (int t = 0; t < count; ++t, codes += layout.groups.padded * kTileRows) {
     const std::int64_t at = smaller(tile + t, layout.tiles - 1);
     const std::uint8_t* cell = product.packed + at * layout.tile_bytes + group * layout.cell_bytes;
-    for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) V::fetch(cell + ahead + over + byte);
+    // A processor that reads in order finds 8-bit codes by itself; others it does not, for unpacking them interrupts the reading.
+    for (std::int64_t byte = 0; byte < layout.cell_bytes; byte += kLineBytes) {
+      const std::uint8_t* next = cell + ahead + over + byte;
+      if (!product.in_order) V::fetch(next);
+      else if (kBits != 8) V::fetch_outer(next);
+    }
     lines[t] = cell;  // 8-bit codes lie as they are needed
     if constexpr (kBits != 8) {
       unpack_codes<V, kBits>(cell, layout.blocks, codes);

@@ -28,6 +28,7 @@ struct NeonBase {
   }
 
   static void fetch(const void* at) { __builtin_prefetch(at); }
+  static void fetch_outer(const void* at) { __builtin_prefetch(at, 0, 2); }
   static BITBUDGET_INLINE Codes load(const std::uint8_t* at) {
     return each<Codes>([&](int i) BITBUDGET_INLINE_LAMBDA { return vld1q_u8(at + 16 * i); });
   }

@@ -72,6 +72,11 @@ bool processor_has(Isa isa) {
          all(static_cast<unsigned>(saved_states()), 0xe6);
 }
 
+bool processor_reads_in_order() {
+  const Registers zero = cpuid(0, 0);
+  return zero.ebx == 0x68747541 && zero.edx == 0x69746e65 && zero.ecx == 0x444d4163;  // "AuthenticAMD"
+}
+
 #if defined(BITBUDGET_AMX)
 
 bool processor_has_tiles() {
@@ -109,6 +114,10 @@ bool processor_has(Isa isa) { return isa == Isa::portable; }
 
 #if !defined(BITBUDGET_AMX)
 bool processor_has_tiles() { return false; }
+#endif
+
+#if !defined(BITBUDGET_X86)
+bool processor_reads_in_order() { return false; }
 #endif
 
 }  // namespace bitbudget
