@@ -1,6 +1,6 @@
 """NEON on any machine: the kernels' own tests, compiled for AArch64 by Zig's C++ compiler, run under the emulator unicorn.
 
-Both are packages of PyPI (`pip install ziglang unicorn`); the emulation takes five minutes.
+Both are packages of PyPI (`pip install ziglang unicorn`); compiling and emulating take a quarter of an hour.
 """
 
 import os

@@ -8,8 +8,8 @@
 //           gather(x, columns): x at 16 columns
 //
 // and constants: kTiles × kStreams accumulators of a block product fit its registers (kStreams ≥ 4), kClassSums accumulators those of one
-// cell; kWholeBytes: dot is exact for all codes up to 255 in place; kWalk: tiles that a thread walks side by side, because one stream
-// of memory cannot use the bandwidth of a core; kTries: tries of ranges whose errors are measured at once (rounding.h).
+// cell; kWholeBytes: dot is exact for all codes up to 255 in place; kWalk: tiles that a thread takes at a time, side by side
+// where one stream of memory cannot use the bandwidth of a core; kTries: tries of ranges whose errors are measured at once (rounding.h).
 
 #pragma once
 
