@@ -1,3 +1,5 @@
+// Compile with -O3: without unrolling, the sums go through memory and half of the rate is found.
+//
 // How many int8 multiply-adds a second the processor makes when nothing else is in the way: vpdpbusd over 16 accumulators, and tdpbssd
 // over 4 tiles, where there are tiles. Prints both as GOP/s (a multiply-add is two) for the number of threads given; 0 without tiles.
 

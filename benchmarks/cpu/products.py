@@ -138,7 +138,7 @@ def operations(threads: int) -> dict[str, float | None]:
 def peak_program() -> Path | None:
     """peak.cpp, compiled."""
     program = Path(tempfile.mkdtemp()) / "peak"
-    flags = ("-O2", "-mavx512f", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-pthread")
+    flags = ("-O3", "-mavx512f", "-mavx512vnni", "-mamx-tile", "-mamx-int8", "-pthread")
     done = subprocess.run(["g++", *flags, str(HERE / "peak.cpp"), "-o", str(program)], capture_output=True)
     return program if best_isa() == "avx512_vnni" and done.returncode == 0 else None
 

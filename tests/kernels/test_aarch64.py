@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent / "cpu"
 KERNELS = TESTS.parents[2] / "src/bitbudget/kernels/cpu"
 # Zig names instruction sets otherwise than the compilers for which CMakeLists.txt has flags.
 FEATURES = {"isa_neon_dotprod": "+dotprod", "isa_neon_i8mm": "+dotprod+i8mm"}
-SOURCES = ("dispatch", "outliers", "pack", "processor", "isa_portable", *FEATURES)
+SOURCES = ("dispatch", "outliers", "pack", "processor", "read", "isa_portable", *FEATURES)
 
 
 @pytest.fixture(scope="module")

@@ -410,30 +410,8 @@ void range_errors(int isa, std::uintptr_t weights, std::size_t weights_bytes, st
                           at<float>(errors, errors_bytes, table, "too few errors"));
 }
 
-template <std::int64_t kStreams>
-std::uint64_t read_streams(const std::uint64_t* words, std::int64_t count, int threads) {
-  constexpr std::int64_t kLine = 8;
-  const std::int64_t chunks = kStreams * threads * 16, length = count / chunks / kLine * kLine;
-  std::uint64_t seen = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : seen)
-  for (std::int64_t first = 0; first < chunks; first += kStreams) {
-    const std::uint64_t* from = words + first * length;
-    std::uint64_t lines[kLine] = {};
-    for (std::int64_t word = 0; word < length; word += kLine)
-      for (std::int64_t stream = 0; stream < kStreams; ++stream)
-        for (std::int64_t i = 0; i < kLine; ++i) lines[i] |= from[stream * length + word + i];
-    for (std::uint64_t line : lines) seen |= line;
-  }
-  for (std::int64_t word = chunks * length; word < count; ++word) seen |= words[word];
-  return seen;
-}
-
-// Reads all of an array and returns something of it. side_by_side: each thread eight parts of it at once, for on some processors one
-// stream alone waits for memory; on others it is the fastest.
 std::uint64_t read_array(std::uintptr_t address, std::size_t bytes, int threads, bool side_by_side) {
-  const auto* words = at<std::uint64_t>(address, bytes, bytes, "no array");
-  const auto count = static_cast<std::int64_t>(bytes / sizeof(std::uint64_t));
-  return side_by_side ? read_streams<8>(words, count, threads_of(threads)) : read_streams<1>(words, count, threads_of(threads));
+  return bitbudget::read_all(at<std::uint64_t>(address, bytes, bytes, "no array"), bytes / sizeof(std::uint64_t), threads_of(threads), side_by_side);
 }
 
 // Lets the system take back the whole pages of a file that is mapped privately and was never written to; they are read again from

@@ -97,4 +97,8 @@ void range_errors(Isa isa, const float* weights /*[rows, columns]*/, std::int64_
                   std::int64_t tries, const float* scale /*[tries, rows, groups]*/, const float* zero /*the same*/, int top,
                   const float* gram /*[groups, group, group]*/, float* errors /*[tries, rows, groups]*/);
 
+// Reads all words and returns something of them. side_by_side: each thread eight parts of them at once, for on some processors one
+// stream alone waits for memory; on others it is the fastest.
+std::uint64_t read_all(const std::uint64_t* words, std::size_t count, int threads, bool side_by_side);
+
 }  // namespace bitbudget
