@@ -82,7 +82,7 @@ def empty_weight(count: int) -> Tensor:
 
 
 def read_all(tensor: Tensor, side_by_side: bool) -> None:
-    """Read every byte of a contiguous tensor once, with torch's threads. side_by_side: eight parts of it at once by every thread."""
+    """Read every byte of a contiguous tensor once, with torch's threads. side_by_side: every thread eight parts of it at once."""
     compiled = extension()
     if compiled is None:
         tensor.view(torch.int64).sum()
