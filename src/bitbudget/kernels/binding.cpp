@@ -411,7 +411,8 @@ void range_errors(int isa, std::uintptr_t weights, std::size_t weights_bytes, st
 }
 
 std::uint64_t read_array(std::uintptr_t address, std::size_t bytes, int threads, bool side_by_side) {
-  return bitbudget::read_all(at<std::uint64_t>(address, bytes, bytes, "no array"), bytes / sizeof(std::uint64_t), threads_of(threads), side_by_side);
+  const auto* words = at<std::uint64_t>(address, bytes, bytes, "no array");
+  return bitbudget::read_all(words, bytes / sizeof(std::uint64_t), threads_of(threads), side_by_side);
 }
 
 // Lets the system take back the whole pages of a file that is mapped privately and was never written to; they are read again from

@@ -36,9 +36,9 @@ Isa best();               // the fastest supported one
 // comparisons; returns whether it is on.
 bool use_tiles(bool wanted);
 
-// Whether a thread reads the weights in the order they lie in, and leaves fetching to the processor. At first so on processors of AMD: there
-// one stream is fastest, where others need several and addresses told ahead. Results do not depend on it, but for the order in which
-// outliers are added. For tests and comparisons; returns what was.
+// Whether a thread that multiplies few tokens reads the weights in the order they lie in and leaves fetching to the processor. At first so
+// on processors of AMD: there one stream is fastest, where others need several and addresses told ahead. Results do not depend on it, but
+// for the order in which outliers are added. For tests and comparisons; returns what was.
 bool read_in_order(bool wanted);
 
 // Whether the kernels take this shape; where not, the caller takes the reference kernel. Groups are padded to multiples of 32 columns and
