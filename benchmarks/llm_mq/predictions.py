@@ -2,7 +2,7 @@
 
     python benchmarks/llm_mq/predictions.py --models demo,twin,FOLDER --sequences 16,128
 
-Needs `results/single_layers_MODEL.json`. Predicted from sequences of 512 tokens of `../shared/text/calibration.jsonl`, measured
+Needs `results/single_layers_MODEL.json`. Predicted from sequences of at most 512 tokens of `../shared/text/calibration.jsonl`, measured
 on other text; round to nearest, minimum and maximum, groups of 128, no scales. Writes `results/predictions.json` and `.md`:
 Spearman's correlation over the layers, and median and standard deviation of log(measured / predicted).
 """
@@ -131,7 +131,7 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
             if not own:
                 continue
             choices = list(dict.fromkeys(row["choice"] for row in own))
-            lines += ["", f"## {model}, {count} sequences of 512 tokens", ""]
+            lines += ["", f"## {model}, {count} sequences of at most 512 tokens", ""]
             lines += ["| estimator | " + " | ".join(choices) + " |", "|---|" + "---|" * len(choices)]
             for name, labels in dict.fromkeys((row["estimator"], row["labels"]) for row in own):
                 cells = [

@@ -390,14 +390,14 @@ void battery(Isa isa, bool thorough) {
   special_values(isa);
   const bool native = read_in_order(true);
   for (const bool in_order : {false, true})
-    for (const std::int64_t n : {1, 2, 3, 9}) {
+    for (const std::int64_t n : {1, 2, 3, 16, 70}) {
       read_in_order(in_order);
       outliers(isa, 37, 200, n, n % 2 == 0, rng);
       outliers(isa, 128, 96, n, n % 2 == 1, rng);
     }
   read_in_order(native);
   for (const int bits : {2, 3, 4, 5, 6, 8})
-    for (const std::int64_t n : {1, 2, 3, 9})
+    for (const std::int64_t n : {1, 2, 3, 8, 9})
       for (const Activations activations : {Activations::a8, Activations::a16})
         order_changes_nothing(isa, {133, 300, 128, bits, Parameters::fp16}, n, activations, rng);
   for (const std::int64_t group : {1, 3, 4, 16, 31, 128})
@@ -406,7 +406,7 @@ void battery(Isa isa, bool thorough) {
   const std::vector<Shape> shapes = {{16, 128, 128, 0}, {64, 512, 128, 0}, {80, 256, 64, 0},  {1, 32, 32, 0},     {17, 96, 48, 0},
                                      {33, 100, 16, 0},  {5, 7, 7, 0},      {130, 300, 128, 0}, {48, 448, 448, 0}, {18, 2048, 2048, 0}};
   const std::vector<std::int64_t> batches = thorough ? std::vector<std::int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25}
-                                                     : std::vector<std::int64_t>{1, 2, 4, 5, 13};
+                                                     : std::vector<std::int64_t>{1, 2, 3, 4, 5, 7, 8, 13};
   int turn = 0;
   for (const int bits : {2, 3, 4, 5, 6, 8})
     for (Shape shape : shapes) {

@@ -26,7 +26,7 @@ struct FloatPair {
 };
 
 struct Avx2Base {
-  static constexpr int kTiles = 1, kStreams = 4, kWalk = 4, kTries = 1;
+  static constexpr int kTiles = 1, kStreams = 4, kTogether = 0, kWalk = 4, kTries = 1;
 
   using Codes = Pair;
   using Values = __m256i;

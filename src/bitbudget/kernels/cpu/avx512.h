@@ -21,7 +21,7 @@ using Sums16 = __m512i;
 #endif
 
 struct Avx512Vnni {
-  static constexpr int kTiles = 4, kStreams = 6, kClassSums = 16, kWalk = 4, kTries = 2;
+  static constexpr int kTiles = 3, kStreams = 8, kTogether = 2, kClassSums = 16, kWalk = 4, kTries = 2;
   static constexpr bool kWholeBytes = true;
 
   using Codes = __m512i;

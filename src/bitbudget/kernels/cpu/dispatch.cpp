@@ -43,12 +43,20 @@ int threads_for(std::int64_t products, int threads) {
 std::atomic<bool> tiles_wanted{true};
 std::atomic<bool> in_order{processor_reads_in_order()};
 
-void multiply(Isa isa, const Product& product) {
+void multiply_dense(Isa isa, const Product& product) {
 #if defined(BITBUDGET_AMX)
   static const bool has_tiles = processor_has_tiles();
   if (isa == Isa::avx512_vnni && has_tiles && tiles_wanted && worth_tiles(product)) return multiply_tiles(product);
 #endif
   kernels(isa)->multiply(product);
+}
+
+void multiply(Isa isa, const Product& product) {
+  if (!product.outlier_starts || product.inputs.n == 1) return multiply_dense(isa, product);
+  Product dense = product;
+  dense.outlier_starts = nullptr;
+  multiply_dense(isa, dense);
+  kernels(isa)->add_outliers(product);
 }
 
 constexpr std::align_val_t kAlignment{kLineBytes};

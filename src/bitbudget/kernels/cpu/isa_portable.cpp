@@ -6,7 +6,7 @@ namespace bitbudget {
 namespace {
 
 struct Portable {
-  static constexpr int kTiles = 1, kStreams = 4, kClassSums = 4, kWalk = 1, kTries = 1;
+  static constexpr int kTiles = 1, kStreams = 4, kTogether = 0, kClassSums = 4, kWalk = 1, kTries = 1;
   static constexpr bool kWholeBytes = true;
 
   struct Codes {

@@ -19,7 +19,7 @@ struct Product {
   const float* sums;    // of inputs, [groups, n]
   const float* bias;
   const std::int32_t* order;
-  const std::int64_t* outlier_starts;  // [tiles + 1], or null
+  const std::int64_t* outlier_starts;  // [tiles + 1], or null: there are none, or they are added later
   const std::uint8_t* outliers;        // steps
   const float* x;                      // what they are multiplied with
   std::int64_t x_stride;
@@ -75,7 +75,8 @@ class Memory {
 
 struct Kernels {
   int widest;  // streams of inputs that are multiplied at once
-  void (*multiply)(const Product&);
+  void (*multiply)(const Product&);      // with outliers only where there is one token
+  void (*add_outliers)(const Product&);  // to what multiply left in y
   void (*quantize)(const Quantization&);
   void (*nearest)(const Rounding&);
   void (*range_errors)(const RangeTries&);

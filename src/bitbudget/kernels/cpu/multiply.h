@@ -7,13 +7,15 @@
 //   Floats  16 fp32                                     of sums, from memory (fp32, fp16, bf16), splat, times, add_product, minus_product
 //           gather(x, columns): x at 16 columns
 //
-// and constants: kTiles × kStreams accumulators of a block product fit its registers (kStreams ≥ 4), kClassSums accumulators those of one
-// cell; kWholeBytes: dot is exact for all codes up to 255 in place; kWalk: tiles that a thread takes at a time, side by side
-// where one stream of memory cannot use the bandwidth of a core; kTries: tries of ranges whose errors are measured at once (rounding.h).
+// and constants: kTiles × kStreams accumulators of a block product fit its registers (kStreams ≥ 4), kTogether × kStreams beside the codes
+// of so many tiles (0: not one), kClassSums accumulators those of one cell; kWholeBytes: dot is exact for all codes up to 255 in place;
+// kWalk: tiles that a thread takes at a time, side by side where one stream of memory cannot use the bandwidth of a core; kTries: tries
+// of ranges whose errors are measured at once (rounding.h).
 
 #pragma once
 
 #include "decode.h"
+#include "multiply_outliers.h"
 #include "quantize.h"
 #include "rounding.h"
 #include "unroll.h"
@@ -21,7 +23,7 @@
 namespace bitbudget {
 
 static constexpr std::int64_t kAhead = 2048;             // bytes that a stream of codes is fetched ahead of its use
-static constexpr int kNarrow = 4;                        // up to so many streams are multiplied while codes are in registers
+static constexpr int kNarrow = 4;                        // up to so many streams a tile is multiplied by itself
 static constexpr std::int64_t kCachedInputs = 768 << 10;  // bytes of inputs that are meant to stay in the second-level cache
 
 static constexpr int largest_code(int bits) { return (1 << bits) - 1; }
@@ -69,95 +71,85 @@ static BITBUDGET_INLINE void write_rows(const Product& product, std::int64_t til
     for (std::int64_t i = 0; i < count; ++i) out[first + i] = y[i];
 }
 
-// Σ code · q of one cell for each of kStreams streams; codes are masked in registers and never stored. Bytes `ahead` are fetched.
-template <class V, int kBits, int kStreams>
-static BITBUDGET_INLINE void dot_cell(const std::uint8_t* cell, std::int64_t ahead, const std::int8_t* x, std::int64_t blocks,
-                                      typename V::Sums (&result)[kStreams]) {
-  constexpr bool kInPlace = V::kWholeBytes && classes(kBits) * kStreams <= V::kClassSums;
+// Σ code · q of a cell of each of kTogether tiles for each of kStreams streams; codes are masked in registers and never stored, and what
+// is broadcast of x serves all of the tiles. Bytes `ahead` are fetched.
+template <class V, int kBits, int kTogether, int kStreams>
+static BITBUDGET_INLINE void dot_cells(const std::uint8_t* const (&cells)[kTogether], std::int64_t ahead, const std::int8_t* x,
+                                       std::int64_t blocks, typename V::Sums (&result)[kTogether][kStreams]) {
+  constexpr bool kInPlace = V::kWholeBytes && classes(kBits) * kTogether * kStreams <= V::kClassSums;
   constexpr int kClasses = kInPlace ? classes(kBits) : 1;
-  typename V::Sums sums[kClasses][kStreams];
+  typename V::Sums sums[kClasses][kTogether][kStreams];
+  const auto each_sum = [](auto&& body) BITBUDGET_INLINE_LAMBDA {
+    unroll<kTogether>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+      unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA { body(t, stream); });
+    });
+  };
   unroll<kClasses>([&](auto i) BITBUDGET_INLINE_LAMBDA {
-    unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA { sums[i][stream] = V::zero_sums(); });
+    each_sum([&](auto t, auto stream) BITBUDGET_INLINE_LAMBDA { sums[i][t][stream] = V::zero_sums(); });
   });
+  std::int64_t at = 0;
   do {
-    typename V::Codes line[kBits];
-    unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA {
-      line[i] = V::load(cell + i * kLineBytes);
-      V::fetch(cell + i * kLineBytes + ahead);
+    typename V::Codes line[kTogether][kBits];
+    unroll<kTogether>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+      unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA {
+        const std::uint8_t* from = cells[t] + at + i * kLineBytes;
+        line[t][i] = V::load(from);
+        V::fetch(from + ahead);
+      });
     });
     unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
       constexpr int kQuad = decltype(quad)::value, kClass = kInPlace ? class_of(kBits, kQuad) : 0;
-      const auto codes = kInPlace ? code_in_place<V, kBits, kQuad>(line) : code<V, kBits, kQuad>(line);
+      typename V::Codes codes[kTogether];
+      unroll<kTogether>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+        codes[t] = kInPlace ? code_in_place<V, kBits, kQuad>(line[t]) : code<V, kBits, kQuad>(line[t]);
+      });
       unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
         const auto values = V::broadcast(x + 4 * (kQuad * kStreams + stream));
-        sums[kClass][stream] = V::template dot<largest_code(kBits)>(sums[kClass][stream], codes, values);
+        unroll<kTogether>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+          sums[kClass][t][stream] = V::template dot<largest_code(kBits)>(sums[kClass][t][stream], codes[t], values);
+        });
       });
     });
-    cell += kBits * kLineBytes;
+    at += kBits * kLineBytes;
     x += kBlockColumns * kStreams;
   } while (--blocks > 0);
-  unroll<kStreams>([&](auto stream) BITBUDGET_INLINE_LAMBDA {
-    result[stream] = sums[0][stream];
+  each_sum([&](auto t, auto stream) BITBUDGET_INLINE_LAMBDA {
+    result[t][stream] = sums[0][t][stream];
     unroll<kClasses - 1>([&](auto i) BITBUDGET_INLINE_LAMBDA {
       constexpr int kClass = decltype(i)::value + 1;
-      result[stream] = V::plus(result[stream], V::template right_sums<shift_of_class(kBits, kClass)>(sums[kClass][stream]));
+      result[t][stream] =
+          V::plus(result[t][stream], V::template right_sums<shift_of_class(kBits, kClass)>(sums[kClass][t][stream]));
     });
   });
 }
 
-// Steps [first, last) of a tile's outliers for one token; the steps `ahead` of them are fetched.
-template <class V>
-static BITBUDGET_INLINE typename V::Floats add_steps(typename V::Floats y, const std::uint8_t* steps, std::int64_t first, std::int64_t last,
-                                                     std::int64_t ahead, const float* x) {
-  for (std::int64_t step = first; step < last; ++step) {
-    const std::uint8_t* line = steps + step * kLineBytes;
-    V::fetch(line + ahead * kLineBytes);
-    y = V::add_product(y, V::load_fp16(line + kTileRows * 2), V::gather(x, line));
-  }
-  return y;
-}
-
-// One group of a tile for few streams, added to `y` of its tokens. Bytes `ahead` are fetched.
-template <class V, int kBits, int kStreams, bool kResidual>
-static BITBUDGET_INLINE void multiply_cell(const Product& product, std::int64_t tile, std::int64_t group, std::int64_t ahead,
-                                           typename V::Floats* y) {
+// One group of kTogether tiles from `tile` on for few streams, added to `y` [kTogether, tokens]; beyond the last tile it is the last again.
+// Bytes `ahead` are fetched.
+template <class V, int kBits, int kTogether, int kStreams, bool kResidual>
+static BITBUDGET_INLINE void multiply_cells(const Product& product, std::int64_t tile, std::int64_t group, std::int64_t ahead,
+                                            typename V::Floats* y) {
   constexpr int kPerToken = kResidual ? 2 : 1, kTokens = kStreams / kPerToken;
   const WeightsLayout& layout = product.weights;
-  const std::uint8_t* cell = product.packed + tile * layout.tile_bytes + group * layout.cell_bytes;
+  const std::uint8_t* cells[kTogether];
+  for (int t = 0; t < kTogether; ++t)
+    cells[t] = product.packed + smaller(tile + t, layout.tiles - 1) * layout.tile_bytes + group * layout.cell_bytes;
   const float* scales = product.scales + group * kTokens;
   const float* input_sums = product.sums + group * kTokens;
-  typename V::Sums sums[kStreams];
-  dot_cell<V, kBits, kStreams>(cell, ahead, product.values + product.inputs.values(group, 0), layout.blocks, sums);
-  typename V::Floats scale, zero;
-  load_parameters<V>(layout, cell, scale, zero);
-  unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
-    typename V::Floats total;
-    if constexpr (kResidual)
-      total = with_residual<V>(sums[2 * token], sums[2 * token + 1]);
-    else
-      total = V::floats(sums[token]);
-    y[token] = add_cell<V>(y[token], total, scale, zero, scales[token], input_sums[token]);
+  typename V::Sums sums[kTogether][kStreams];
+  dot_cells<V, kBits, kTogether, kStreams>(cells, ahead, product.values + product.inputs.values(group, 0), layout.blocks, sums);
+  unroll<kTogether>([&](auto t) BITBUDGET_INLINE_LAMBDA {
+    typename V::Floats scale, zero;
+    load_parameters<V>(layout, cells[t], scale, zero);
+    unroll<kTokens>([&](auto token) BITBUDGET_INLINE_LAMBDA {
+      typename V::Floats& sum = y[t * kTokens + token];
+      typename V::Floats total;
+      if constexpr (kResidual)
+        total = with_residual<V>(sums[t][2 * token], sums[t][2 * token + 1]);
+      else
+        total = V::floats(sums[t][token]);
+      sum = add_cell<V>(sum, total, scale, zero, scales[token], input_sums[token]);
+    });
   });
-}
-
-// Outliers of `walk` tiles for one token, a step of each tile in turn: steps of one number take columns near each other, and what
-// they need of x comes into the first-level cache once for all tiles.
-template <class V>
-static BITBUDGET_INLINE void add_outliers_of_tiles(const Product& product, std::int64_t first, int walk, std::int64_t token,
-                                                   typename V::Floats* y, int y_stride) {
-  const std::int64_t* start = product.outlier_starts + first;
-  const float* x = product.x + token * product.x_stride;
-  bool more = true;
-  for (std::int64_t step = 0; more; ++step) {
-    more = false;
-    for (int t = 0; t < walk; ++t) {
-      const std::int64_t at = start[t] + step;
-      if (at >= start[t + 1]) continue;
-      const std::int64_t ahead = first + t + V::kWalk < product.weights.tiles ? start[t + V::kWalk] - start[t] : 0;
-      y[t * y_stride] = add_steps<V>(y[t * y_stride], product.outliers, at, at + 1, ahead, x);
-      more = true;
-    }
-  }
 }
 
 // Whether so few streams are multiplied while weights are read in order; more of them make it slower than fetching does.
@@ -169,9 +161,14 @@ static BITBUDGET_INLINE void walk_in_order(const Product& product, std::int64_t 
   constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
   for (int t = 0; t < walk; ++t)
     for (std::int64_t group = 0; group < product.weights.groups.count; ++group)
-      multiply_cell<V, kBits, kStreams, kResidual>(product, first + t, group, 0, y + t * kTokens);
-  if (product.outlier_starts)
-    for (int token = 0; token < kTokens; ++token) add_outliers_of_tiles<V>(product, first, walk, token, y + token, kTokens);
+      multiply_cells<V, kBits, 1, kStreams, kResidual>(product, first + t, group, 0, y + t * kTokens);
+  if (product.outlier_starts) add_outliers_of_tiles<V>(product, first, walk, y);
+}
+
+// What to fetch ahead of a cell where `walk` tiles are read side by side: at the end of a tile it is the tile after all of them.
+static inline std::int64_t ahead_side_by_side(const WeightsLayout& layout, std::int64_t group, int walk) {
+  const bool ends = (group + 1) * layout.cell_bytes + kAhead > layout.tile_bytes;
+  return kAhead + (ends ? (walk - 1) * layout.tile_bytes : 0);
 }
 
 // The same tiles side by side.
@@ -181,18 +178,15 @@ static BITBUDGET_INLINE void walk_side_by_side(const Product& product, std::int6
   const WeightsLayout& layout = product.weights;
   const std::int64_t groups = layout.groups.count;
   for (std::int64_t group = 0; group < groups; ++group) {
-    // What follows the end of a tile here is the tile after those that are walked now.
-    const bool ends = (group + 1) * layout.cell_bytes + kAhead > layout.tile_bytes;
-    const std::int64_t ahead = kAhead + (ends ? (V::kWalk - 1) * layout.tile_bytes : 0);
+    const std::int64_t ahead = ahead_side_by_side(layout, group, V::kWalk);
     for (int t = 0; t < walk; ++t) {
-      multiply_cell<V, kBits, kStreams, kResidual>(product, first + t, group, ahead, y + t * kTokens);
+      multiply_cells<V, kBits, 1, kStreams, kResidual>(product, first + t, group, ahead, y + t * kTokens);
       if (product.outlier_starts) {  // a share with every group, so that they fill the waits for codes
         const std::int64_t* start = product.outlier_starts + first + t;
         const std::int64_t steps = start[1] - start[0];
         const std::int64_t next = first + t + V::kWalk < layout.tiles ? start[V::kWalk] - start[0] : 0;
-        for (int token = 0; token < kTokens; ++token)
-          y[t * kTokens + token] = add_steps<V>(y[t * kTokens + token], product.outliers, start[0] + steps * group / groups,
-                                                start[0] + steps * (group + 1) / groups, next, product.x + token * product.x_stride);
+        y[t] = add_steps<V>(y[t], product.outliers, start[0] + steps * group / groups, start[0] + steps * (group + 1) / groups, next,
+                            product.x);
       }
     }
   }
@@ -215,20 +209,34 @@ static void multiply_narrow(const Product& product, std::int64_t first, std::int
   }
 }
 
-// Sums [tokens, count, 16] of `count` tiles from `tile` on, with their outliers, to y.
+// One block of more streams: tiles [first, last), some of them at once.
+template <class V, int kBits, int kStreams, bool kResidual>
+static void multiply_block_of_streams(const Product& product, std::int64_t first, std::int64_t last) {
+  constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
+  constexpr int kTogether = kBits == 8 ? V::kTiles : V::kTogether;  // codes of 8 bits are taken one line at a time
+  for (; first < last; first += kTogether) {
+    typename V::Floats y[kTogether * kTokens];
+    for (auto& sum : y) sum = V::splat(0.0f);
+    for (std::int64_t group = 0; group < product.weights.groups.count; ++group) {
+      // Codes of 8 bits come as fast as memory gives them; a processor that reads in order is only held up by being told.
+      const bool fetched = kBits != 8 || !product.in_order;
+      const std::int64_t ahead = fetched ? ahead_side_by_side(product.weights, group, kTogether) : 0;
+      multiply_cells<V, kBits, kTogether, kStreams, kResidual>(product, first, group, ahead, y);
+    }
+    const int count = static_cast<int>(smaller(kTogether, last - first));
+    for (int t = 0; t < count; ++t)
+      for (int token = 0; token < kTokens; ++token) write_rows<V>(product, first + t, token, y[t * kTokens + token]);
+  }
+}
+
+// Sums [tokens, count, 16] of `count` tiles from `tile` on to y.
 template <class V>
 static void write_panel(const Product& product, std::int64_t tile, int count, std::int64_t first_token, std::int64_t tokens,
                         const float* sums) {
   const std::int64_t tiles = smaller(count, product.weights.tiles - tile);
   for (std::int64_t token = 0; token < tokens; ++token)
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      auto y = V::load_fp32(sums + (token * count + t) * kTileRows);
-      if (product.outlier_starts) {
-        const std::int64_t* start = product.outlier_starts + tile + t;
-        y = add_steps<V>(y, product.outliers, start[0], start[1], 0, product.x + (first_token + token) * product.x_stride);
-      }
-      write_rows<V>(product, tile + t, first_token + token, y);
-    }
+    for (std::int64_t t = 0; t < tiles; ++t)
+      write_rows<V>(product, tile + t, first_token + token, V::load_fp32(sums + (token * count + t) * kTileRows));
 }
 
 // Codes of one cell to one byte each, in the order of lines that dot_lines reads: `padded` columns × 16 rows.
@@ -372,29 +380,34 @@ static void multiply_wide(const Product& product) {
   }
 }
 
+// One block of streams, whose codes stay in registers.
 template <class V, int kBits, int kStreams, bool kResidual>
-static void multiply_narrow_threads(const Product& product) {
+static void multiply_threads(const Product& product) {
   const std::int64_t tiles = product.weights.tiles;
   const int threads = static_cast<int>(smaller(product.threads, tiles));
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int thread = 0; thread < threads; ++thread)
-    multiply_narrow<V, kBits, kStreams, kResidual>(product, tiles * thread / threads, tiles * (thread + 1) / threads);
+  for (int thread = 0; thread < threads; ++thread) {
+    const std::int64_t first = tiles * thread / threads, last = tiles * (thread + 1) / threads;
+    if constexpr (kStreams <= kNarrow)
+      multiply_narrow<V, kBits, kStreams, kResidual>(product, first, last);
+    else
+      multiply_block_of_streams<V, kBits, kStreams, kResidual>(product, first, last);
+  }
+}
+
+template <class V, int kBits, bool kResidual>
+static void multiply_tokens_of(const Product& product) {
+  constexpr int kPerToken = kResidual ? 2 : 1, kMost = V::kTogether ? V::kStreams : kNarrow;
+  if (product.inputs.n * kPerToken > kMost) return multiply_wide<V, kBits, kResidual>(product);
+  unroll<kMost / kPerToken>([&](auto i) {
+    constexpr int kTokens = decltype(i)::value + 1;
+    if (product.inputs.n == kTokens) multiply_threads<V, kBits, kTokens * kPerToken, kResidual>(product);
+  });
 }
 
 template <class V, int kBits>
 static void multiply_bits(const Product& product) {
-  const std::int64_t n = product.inputs.n;
-  if (product.inputs.streams == 1) {
-    if (n > kNarrow) return multiply_wide<V, kBits, false>(product);
-    unroll<kNarrow>([&](auto i) {
-      if (n == i + 1) multiply_narrow_threads<V, kBits, decltype(i)::value + 1, false>(product);
-    });
-  } else {
-    if (2 * n > kNarrow) return multiply_wide<V, kBits, true>(product);
-    unroll<kNarrow / 2>([&](auto i) {
-      if (n == i + 1) multiply_narrow_threads<V, kBits, 2 * (decltype(i)::value + 1), true>(product);
-    });
-  }
+  product.inputs.streams == 1 ? multiply_tokens_of<V, kBits, false>(product) : multiply_tokens_of<V, kBits, true>(product);
 }
 
 template <class V>
@@ -436,7 +449,7 @@ static void quantize(const Quantization& task) {
 template <class V>
 static constexpr Kernels kernels_of() {
   static_assert(V::kStreams >= kNarrow, "a block of tokens has to hold what the narrow product takes");
-  return {V::kStreams, multiply<V>, quantize<V>, nearest<V>, range_errors<V>};
+  return {V::kStreams, multiply<V>, add_outliers_of_tokens<V>, quantize<V>, nearest<V>, range_errors<V>};
 }
 
 }  // namespace bitbudget

@@ -15,7 +15,7 @@ struct Four {
 };
 
 struct NeonBase {
-  static constexpr int kTiles = 1, kStreams = 6, kClassSums = 4, kWalk = 4, kTries = 1;
+  static constexpr int kTiles = 1, kStreams = 6, kTogether = 0, kClassSums = 4, kWalk = 4, kTries = 1;
 
   using Codes = Four<uint8x16_t>;
   using Values = int8x16_t;
