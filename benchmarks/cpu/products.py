@@ -67,8 +67,7 @@ def main() -> None:
                 for bits in asked.bits:
                     makers = {name: c.ours(f"int{bits}:g128", kernels) for name, kernels in OURS.items()}
                     keep(cases, measured(case, f"{bits} bits", makers | peers(bits), asked.rounds))
-                if tokens == 1:
-                    keep(cases, measured(case, "composed", COMPOSED, asked.rounds))
+                keep(cases, measured(case, "composed", COMPOSED, asked.rounds))
                 save(asked.name, cases)
 
 

@@ -35,7 +35,7 @@ def table(document: dict[str, Any]) -> str:
         "",
     ]
     lines += [*_head(COLUMNS), *(_row(case) for case in uniform), "", "## Mixes of widths, and outliers", ""]
-    lines += [*_head(("rows × columns", "threads", "layer", "µs", "over what the parts take")), *composed, ""]
+    lines += [*_head(("rows × columns", "tokens", "threads", "layer", "µs", "over what the parts take")), *composed, ""]
     lines += [
         "## Every contender",
         "",
@@ -164,7 +164,7 @@ def _composed(case: dict[str, Any]) -> list[str]:
         "int4 with 0.5 % outliers": four,
         "int2 with 0.5 % outliers": found["int2"]["seconds"],
     }
-    start = f"| {case['rows']} × {case['columns']} | {case['threads']} |"
+    start = f"| {case['rows']} × {case['columns']} | {case['tokens']} | {case['threads']} |"
     over = {name: entry["seconds"] / parts.get(name, entry["seconds"]) for name, entry in found.items()}
     return [f"{start} {name} | {_micro(entry)} | {over[name]:.2f} |" for name, entry in found.items()]
 

@@ -63,8 +63,8 @@ void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t
                        float* x /*[n, columns]*/);  // what the kernels multiply with, for tests
 
 // Additive outliers, a sparse matrix in CSR form on top of the dense one, multiplied with x itself and not with its int8. Packed, 16 rows
-// lie side by side: the product of one token adds them while it waits for codes, that of more tokens when it is done, sixteen tokens at
-// once. `packable`: columns below 65536 and values that fp16 holds; for others add_outliers does the same from CSR in a call of its own.
+// lie side by side: the product of one token adds them before it reads codes in order, or while it waits for codes; that of more tokens
+// when it is done, sixteen tokens at once. `packable`: columns below 65536 and values that fp16 holds; for others add_outliers does the same from CSR in a call of its own.
 bool packable_outliers(const std::int32_t* columns, const float* values, std::int64_t count);
 std::size_t packed_outliers_size(std::int64_t rows, const std::int32_t* rows_start /*[rows + 1]*/);
 void pack_outliers(std::int64_t rows, const std::int32_t* rows_start, const std::int32_t* columns, const float* values, void* packed);

@@ -155,14 +155,13 @@ static BITBUDGET_INLINE void multiply_cells(const Product& product, std::int64_t
 // Whether so few streams are multiplied while weights are read in order; more of them make it slower than fetching does.
 static constexpr bool can_read_in_order(int bits, int streams) { return streams <= 2 || bits == 8; }
 
-// Few streams: `walk` tiles from `first` on, one after the other, then their outliers.
+// Few streams: `walk` tiles from `first` on, one after the other.
 template <class V, int kBits, int kStreams, bool kResidual>
 static BITBUDGET_INLINE void walk_in_order(const Product& product, std::int64_t first, int walk, typename V::Floats* y) {
   constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
   for (int t = 0; t < walk; ++t)
     for (std::int64_t group = 0; group < product.weights.groups.count; ++group)
       multiply_cells<V, kBits, 1, kStreams, kResidual>(product, first + t, group, 0, y + t * kTokens);
-  if (product.outlier_starts) add_outliers_of_tiles<V>(product, first, walk, y);
 }
 
 // What to fetch ahead of a cell where `walk` tiles are read side by side: at the end of a tile it is the tile after all of them.
@@ -171,7 +170,7 @@ static inline std::int64_t ahead_side_by_side(const WeightsLayout& layout, std::
   return kAhead + (ends ? (walk - 1) * layout.tile_bytes : 0);
 }
 
-// The same tiles side by side.
+// The same tiles side by side, with their outliers.
 template <class V, int kBits, int kStreams, bool kResidual>
 static BITBUDGET_INLINE void walk_side_by_side(const Product& product, std::int64_t first, int walk, typename V::Floats* y) {
   constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
@@ -196,11 +195,18 @@ static BITBUDGET_INLINE void walk_side_by_side(const Product& product, std::int6
 template <class V, int kBits, int kStreams, bool kResidual>
 static void multiply_narrow(const Product& product, std::int64_t first, std::int64_t last) {
   constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
+  const bool in_order = can_read_in_order(kBits, kStreams) && product.in_order;
+  const bool sparse_first = in_order && product.outlier_starts;
+  const Memory memory(sparse_first ? (last - first) * kTileRows * static_cast<std::int64_t>(sizeof(float)) : 0);
+  auto* sparse = sparse_first ? reinterpret_cast<float*>(memory.data()) : nullptr;
+  if (sparse) sum_outliers<V>(product, first, last, sparse);
   for (; first < last; first += V::kWalk) {
     const int walk = static_cast<int>(smaller(V::kWalk, last - first));
     typename V::Floats y[V::kWalk * kTokens];
-    for (int i = 0; i < walk * kTokens; ++i) y[i] = V::splat(0.0f);
-    if (can_read_in_order(kBits, kStreams) && product.in_order)
+    for (int i = 0; i < walk * kTokens; ++i)  // with outliers there is one token, and i a tile
+      y[i] = sparse ? V::load_fp32(sparse + i * kTileRows) : V::splat(0.0f);
+    if (sparse) sparse += walk * kTileRows;
+    if (in_order)
       walk_in_order<V, kBits, kStreams, kResidual>(product, first, walk, y);
     else
       walk_side_by_side<V, kBits, kStreams, kResidual>(product, first, walk, y);
@@ -239,7 +245,7 @@ static void write_panel(const Product& product, std::int64_t tile, int count, st
       write_rows<V>(product, tile + t, first_token + token, V::load_fp32(sums + (token * count + t) * kTileRows));
 }
 
-// Codes of one cell to one byte each, in the order of lines that dot_lines reads: `padded` columns × 16 rows.
+// Codes of one cell to one byte each, in the order of lines that multiply_block reads: `padded` columns × 16 rows.
 template <class V, int kBits>
 static void unpack_codes(const std::uint8_t* cell, std::int64_t blocks, std::uint8_t* out) {
   for (std::int64_t block = 0; block < blocks; ++block) {

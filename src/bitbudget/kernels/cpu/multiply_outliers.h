@@ -1,5 +1,5 @@
-// Outliers on top of the dense product: of one token while its tiles are walked (multiply.h), of several in a pass of their own. `V` is an
-// instruction set (multiply.h).
+// Outliers on top of the dense product: of one token before its codes are read in order, or while they are read side by side; of
+// several in a pass of their own. `V` is an instruction set (multiply.h).
 
 #pragma once
 
@@ -25,22 +25,13 @@ static BITBUDGET_INLINE typename V::Floats add_steps(typename V::Floats y, const
   return y;
 }
 
-// Outliers of `walk` tiles for the one token, a step of each tile in turn: steps of one number take columns near each other, and what
-// they need of x comes into the first-level cache once for all tiles.
+// What the outliers of tiles [first, last) add for the one token: sums [last - first, 16]. All tiles before their codes are read: x then
+// stays in the first-level cache, and the codes are read in one go.
 template <class V>
-static BITBUDGET_INLINE void add_outliers_of_tiles(const Product& product, std::int64_t first, int walk, typename V::Floats* y) {
-  const std::int64_t* start = product.outlier_starts + first;
-  bool more = true;
-  for (std::int64_t step = 0; more; ++step) {
-    more = false;
-    for (int t = 0; t < walk; ++t) {
-      const std::int64_t at = start[t] + step;
-      if (at >= start[t + 1]) continue;
-      const std::int64_t ahead = first + t + walk < product.weights.tiles ? start[t + walk] - start[t] : 0;
-      y[t] = add_steps<V>(y[t], product.outliers, at, at + 1, ahead, product.x);
-      more = true;
-    }
-  }
+static void sum_outliers(const Product& product, std::int64_t first, std::int64_t last, float* sums) {
+  const std::int64_t* start = product.outlier_starts;
+  for (std::int64_t tile = first; tile < last; ++tile, sums += kTileRows)
+    V::store_fp32(sums, add_steps<V>(V::splat(0.0f), product.outliers, start[tile], start[tile + 1], 0, product.x));
 }
 
 // Inputs of `count` tokens from `token` on as [columns, kAcross], zeros beyond the last.
