@@ -15,6 +15,7 @@ from bitbudget.kernels.extension import compiled
 from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, QuantizedInputs, SharedInputs, rows_of
 from bitbudget.kernels.linear import TiedLinear
 from bitbudget.kernels.packed import growth, misfit
+from bitbudget.kernels.products import OUTLIERS_SPARE_BYTES
 from bitbudget.kernels.tensors import LARGE_PAGE
 from bitbudget.rounding import nearest
 from bitbudget.storage import NATIVE, Choice, Shape, StoredWeight
@@ -27,6 +28,7 @@ CHOICES = (
     "int4:g32:scale=bf16", "int4:g64:scale=bilevel(6,4x4,offset)", "int8:g64:zeros=byte", "int4:zero=half",
     "int8:g64*10%|int4:g64", "int8:g32*3|int2:g128+outliers:0.5%", "int3:g64+outliers:2%",
     "int4:g64+outliers:10%", "int8:g64*25%|int4:g64+outliers:15%", "int4:g64+outliers:10%/out=permute",
+    "int4:g64+outliers:2%:fp32", "int8:g64*10%|int4:g64+outliers:1%:fp32",
     "int4:g64/in=scale", "int4:g64+outliers:1%/out=permute", "int8:g64*25%|int4:g64/out=permute", "int4/in=scale/out=scale",
 )  # fmt: skip
 ERROR = {"a8": 2e-2, "a16": 1e-4}  # of the largest output
@@ -235,6 +237,27 @@ def test_growth_is_what_packing_takes(rounded) -> None:
         maps = sum(tensor.nbytes for name, tensor in weight.tensors().items() if "_map" in name)
         assert module.packed.nbytes - weight.nbytes <= growth(weight.choice, weight.shape) + maps, text
         assert all(part.layout.nbytes == part.packed.nbytes for part in module.packed.parts)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("text", ["int3:g32+outliers:2%", "int8:g64*10%|int4:g64+outliers:2%"])
+def test_outliers_are_packed_wherever_they_are(text: str, isa: str) -> None:
+    """In 4 bytes each: all in one row, of which a part may have none, or as many in every row."""
+    even = gaussian(50, 512)
+    lone = even.clone()
+    lone[3] *= 100.0
+    for weights in (even, lone):
+        weight = nearest(weights, Choice.parse(text))
+        module = packed(weight, "a16", isa)
+        assert module.packed is not None and module.packed.residual is not None
+        parts = module.packed.parts
+        assert module.packed.residual.within == [*parts]
+        pointers = 4 * sum(part.layout.rows + 1 for part in parts)
+        assert sum(part.sparse.nbytes for part in parts) <= 4 * 512 + pointers + OUTLIERS_SPARE_BYTES * len(parts)
+        for tokens in (1, 3, 70):
+            x = gaussian(tokens, 512)
+            assert_near(module(x), linear(x, weight), ERROR["a16"])
+        assert all(torch.equal(weight.tensors()[name], tensor) for name, tensor in module.packed.tensors().items())
 
 
 def test_no_such_kernels(rounded) -> None:

@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -276,8 +277,6 @@ const std::int32_t* order_at(std::uintptr_t address, std::size_t given, std::int
   return order;
 }
 
-std::int64_t tiles_of(std::int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-
 // Row pointers [rows + 1] that begin at 0, do not fall, and end at `count`.
 const std::int32_t* pointers_at(std::uintptr_t address, std::size_t given, std::int64_t rows, std::int64_t count) {
   require(rows > 0 && rows <= kLargest, "no rows");
@@ -309,19 +308,16 @@ void pack_outliers(std::int64_t rows, std::uintptr_t pointers, std::size_t point
 // Whether these are bytes that pack_outliers writes for a weight [rows, columns]: nothing outside them and x is going to be read.
 bool are_outliers(std::int64_t rows, std::int64_t columns, std::uintptr_t packed, std::size_t bytes) {
   if (rows <= 0 || rows > kLargest || packed == 0 || packed % kAlignment != 0) return false;
-  const std::int64_t tiles = tiles_of(rows);
-  const std::int64_t offset = bitbudget::outlier_steps_offset(tiles), held = static_cast<std::int64_t>(bytes);
-  if (offset > held || (held - offset) % bitbudget::kLineBytes != 0) return false;
-  const auto* starts = reinterpret_cast<const std::int64_t*>(packed);
-  const std::int64_t steps = (held - offset) / bitbudget::kLineBytes;
-  for (std::int64_t tile = 0; tile < tiles; ++tile)
-    if (starts[tile] > starts[tile + 1]) return false;
-  if (starts[0] != 0 || starts[tiles] != steps) return false;
-  const auto* entries = reinterpret_cast<const std::uint16_t*>(packed + static_cast<std::uintptr_t>(offset));
-  for (std::int64_t step = 0; step < steps; ++step)
-    for (std::int64_t row = 0; row < kTileRows; ++row)
-      if (entries[step * 2 * kTileRows + row] >= columns) return false;
-  return true;
+  const auto held = static_cast<std::int64_t>(bytes);
+  if (held < bitbudget::outliers_layout(rows, 0).bytes) return false;
+  const auto* starts = reinterpret_cast<const std::int32_t*>(packed);
+  for (std::int64_t row = 0; row < rows; ++row)
+    if (starts[row] > starts[row + 1]) return false;
+  if (starts[0] != 0) return false;
+  const bitbudget::OutliersLayout layout = bitbudget::outliers_layout(rows, starts[rows]);
+  if (held != layout.bytes) return false;
+  const auto* places = reinterpret_cast<const std::uint16_t*>(packed + static_cast<std::uintptr_t>(layout.columns));
+  return std::all_of(places, places + starts[rows], [=](std::uint16_t column) { return column < columns; });
 }
 
 // A packed weight whose addresses and sizes were checked when it was made; the caller keeps them alive and unchanged.
@@ -335,10 +331,10 @@ class Weight {
     packed_ = aligned(packed, packed_bytes, bitbudget::packed_size(isa_, shape_), "too few packed bytes");
     order_ = order_at(order, order_bytes, rows, outputs);
     if (outliers == 0) return;
-    const auto offset = static_cast<std::size_t>(bitbudget::outlier_steps_offset(tiles_of(rows)));
-    outliers_ = aligned(outliers, outliers_bytes, offset, "too few bytes of outliers");
-    const std::int64_t steps = static_cast<const std::int64_t*>(outliers_)[tiles_of(rows)];
-    require(steps >= 0 && static_cast<std::size_t>(steps) <= (outliers_bytes - offset) / bitbudget::kLineBytes, "too few bytes of outliers");
+    const auto needed = [=](std::int64_t count) { return static_cast<std::size_t>(bitbudget::outliers_layout(rows, count).bytes); };
+    outliers_ = aligned(outliers, outliers_bytes, needed(0), "too few bytes of outliers");
+    const std::int32_t count = static_cast<const std::int32_t*>(outliers_)[rows];
+    require(count >= 0 && outliers_bytes >= needed(count), "too few bytes of outliers");
   }
 
   // Writes the outputs of its rows. x: what outliers are multiplied with; without them it is not looked at.

@@ -15,8 +15,16 @@ from bitbudget.grids import BF16, FP16, FP32, Grid
 from bitbudget.kernels.extension import ISAS
 from bitbudget.kernels.inputs import InputFormat, SharedInputs
 from bitbudget.kernels.operators import packed_linear
-from bitbudget.kernels.packed_parts import ENTRY_BYTES, ORDER_BYTES, PackedDense, PackedOutliers, found_again, layout_of
-from bitbudget.kernels.products import CodeLayout, Weight, add_sparse, is_sparse_matrix
+from bitbudget.kernels.packed_parts import (
+    ENTRY_BYTES,
+    ORDER_BYTES,
+    PACKED_ENTRY_BYTES,
+    PackedDense,
+    PackedOutliers,
+    found_again,
+    layout_of,
+)
+from bitbudget.kernels.products import LARGEST_COLUMNS, OUTLIERS_SPARE_BYTES, CodeLayout, Weight, add_sparse, is_sparse_matrix
 from bitbudget.kernels.tensors import StoredTensors
 from bitbudget.storage import Choice, DensePart, OutlierPart, Part, Shape, StoredWeight
 
@@ -229,7 +237,9 @@ def growth(choice: Choice, shape: Shape) -> int:
     if choice.outliers:
         stored = sum(spec.nbytes for spec in choice.outliers.specs(shape))
         entries = choice.outliers.count.of(shape[0] * shape[1])
-        total += ENTRY_BYTES * entries + ORDER_BYTES * 3 * (shape[0] + 1) - stored
+        packed = choice.outliers.values == FP16 and shape[1] <= LARGEST_COLUMNS
+        each = PACKED_ENTRY_BYTES if packed else ENTRY_BYTES
+        total += each * entries + ORDER_BYTES * 3 * (shape[0] + 1) + OUTLIERS_SPARE_BYTES * len(choice.dense) - stored
     return max(0, total)
 
 

@@ -23,7 +23,7 @@ from bitbudget.storage import DensePart, OutlierPart
 from bitbudget.storage.parts import places_in
 from bitbudget.storage.tensors import index_dtype
 
-ENTRY_BYTES, ORDER_BYTES = 8, 4  # column and value of an outlier; the output of a row
+PACKED_ENTRY_BYTES, ENTRY_BYTES, ORDER_BYTES = 4, 8, 4  # column and value of an outlier, packed or in CSR; the output of a row
 
 
 class PackedDense(StoredTensors):
@@ -96,8 +96,7 @@ class PackedOutliers(StoredTensors):
 
     def _packed(self, dense: "PackedDense", columns: Tensor, values: Tensor) -> Tensor | None:
         pointers, entries = self._entries(dense)
-        most = ENTRY_BYTES * len(entries) + ORDER_BYTES * dense.layout.rows
-        return pack_outliers(pointers, columns[entries].contiguous(), values[entries].contiguous(), most)
+        return pack_outliers(pointers, columns[entries].contiguous(), values[entries].contiguous())
 
     def _entries(self, dense: "PackedDense") -> tuple[Tensor, Tensor]:
         """Row pointers, int32, of a dense part's rows alone, and the places of their entries in the whole matrix."""

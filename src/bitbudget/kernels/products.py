@@ -11,6 +11,8 @@ from bitbudget.kernels.inputs import QuantizedInputs, extent
 from bitbudget.kernels.tensors import empty_bytes, empty_weight
 
 TILE_ROWS, LINE_BYTES, BLOCK_COLUMNS, LARGEST_GROUP = 16, 64, 32, 65536  # of cpu/layout.h
+LARGEST_COLUMNS = 65536  # that packed outliers can be in
+OUTLIERS_SPARE_BYTES = 4 * LINE_BYTES  # of packed outliers, beside pointers, columns and values, at most
 WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
@@ -127,11 +129,11 @@ class Weight:
         )  # fmt: skip
 
 
-def pack_outliers(row_pointers: Tensor, columns: Tensor, values: Tensor, most: int) -> Tensor | None:
-    """A sparse matrix (int32, int32, fp32) packed for `multiply`; None if it cannot be, or not into `most` bytes."""
+def pack_outliers(row_pointers: Tensor, columns: Tensor, values: Tensor) -> Tensor | None:
+    """A sparse matrix (int32, int32, fp32) packed for `multiply`; None if it cannot be."""
     matrix = row_pointers.numel() - 1, *_address(row_pointers), *_address(columns), *_address(values)
-    nbytes = compiled().packed_outliers_size(*matrix) if values.numel() else 0
-    if not 0 < nbytes <= most:
+    nbytes = compiled().packed_outliers_size(*matrix)
+    if nbytes == 0:
         return None
     packed = empty_bytes(nbytes)
     compiled().pack_outliers(*matrix, *_address(packed))
@@ -141,16 +143,17 @@ def pack_outliers(row_pointers: Tensor, columns: Tensor, values: Tensor, most: i
 def unpack_outliers(row_pointers: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `pack_outliers`: columns and values, int32 and fp32.
 
-    A tile of 16 rows is steps of 16 columns and 16 values, one of each row; before them all stand the first steps of tiles.
+    Behind the row pointers stand all columns, 16 bits each, then all values, fp16; each of the three begins a line.
     """
-    counts = row_pointers.diff().to(torch.int64)
-    rows = torch.arange(len(counts)).repeat_interleave(counts)
-    within = torch.arange(len(rows)) - row_pointers[:-1].to(torch.int64).repeat_interleave(counts)
-    tiles = -(-len(counts) // TILE_ROWS)
-    starts = packed[: 8 * (tiles + 1)].view(torch.int64)
-    steps = packed[-(-8 * (tiles + 1) // LINE_BYTES) * LINE_BYTES :].view(torch.int16)
-    place = (starts[rows // TILE_ROWS] + within) * 2 * TILE_ROWS + rows % TILE_ROWS
-    return steps[place].to(torch.int32) & 0xFFFF, steps[place + TILE_ROWS].view(torch.float16).float()
+    count = int(row_pointers[-1])
+    columns = _lines(4 * len(row_pointers))
+    values = columns + _lines(2 * count)
+    places = packed[columns : columns + 2 * count].view(torch.int16)
+    return places.to(torch.int32) & 0xFFFF, packed[values : values + 2 * count].view(torch.float16).float()
+
+
+def _lines(nbytes: int) -> int:
+    return -(-nbytes // LINE_BYTES) * LINE_BYTES
 
 
 def are_outliers(layout: CodeLayout, packed: Tensor) -> bool:

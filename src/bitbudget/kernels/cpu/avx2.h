@@ -90,7 +90,7 @@ struct Avx2Base {
     return {_mm256_load_ps(value), _mm256_load_ps(value + 8)};
   }
   static BITBUDGET_INLINE __m128i load_halves(const void* at, int index) {
-    return _mm_load_si128(static_cast<const __m128i*>(at) + index);
+    return _mm_loadu_si128(static_cast<const __m128i*>(at) + index);
   }
   static BITBUDGET_INLINE Floats load_fp16(const void* at) {
     return {_mm256_cvtph_ps(load_halves(at, 0)), _mm256_cvtph_ps(load_halves(at, 1))};
@@ -99,10 +99,6 @@ struct Avx2Base {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
   }
   static BITBUDGET_INLINE Floats load_bf16(const void* at) { return {widen(load_halves(at, 0)), widen(load_halves(at, 1))}; }
-  static BITBUDGET_INLINE Floats gather(const float* x, const void* columns) {
-    return {_mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(load_halves(columns, 0)), 4),
-            _mm256_i32gather_ps(x, _mm256_cvtepu16_epi32(load_halves(columns, 1)), 4)};
-  }
   static BITBUDGET_INLINE void store_fp32(void* at, const Floats& a) {
     auto* value = static_cast<float*>(at);
     _mm256_store_ps(value, a.low);

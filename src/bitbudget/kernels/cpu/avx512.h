@@ -70,13 +70,10 @@ struct Avx512Vnni {
   static BITBUDGET_INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
   static BITBUDGET_INLINE Floats minus_product(Floats sum, Floats a, Floats b) { return _mm512_fnmadd_ps(a, b, sum); }
   static BITBUDGET_INLINE Floats load_fp32(const void* at) { return _mm512_load_ps(at); }
-  static BITBUDGET_INLINE __m256i load_halves(const void* at) { return _mm256_load_si256(static_cast<const __m256i*>(at)); }
+  static BITBUDGET_INLINE __m256i load_halves(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
   static BITBUDGET_INLINE Floats load_fp16(const void* at) { return _mm512_cvtph_ps(load_halves(at)); }
   static BITBUDGET_INLINE Floats load_bf16(const void* at) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(at)), 16));
-  }
-  static BITBUDGET_INLINE Floats gather(const float* x, const void* columns) {
-    return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(load_halves(columns)), x, 4);
   }
   static BITBUDGET_INLINE void store_fp32(void* at, Floats a) { _mm512_store_ps(at, a); }
 };

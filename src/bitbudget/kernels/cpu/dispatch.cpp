@@ -52,9 +52,9 @@ void multiply_dense(Isa isa, const Product& product) {
 }
 
 void multiply(Isa isa, const Product& product) {
-  if (!product.outlier_starts || product.inputs.n == 1) return multiply_dense(isa, product);
+  if (!product.outliers.starts || product.inputs.n == 1) return multiply_dense(isa, product);
   Product dense = product;
-  dense.outlier_starts = nullptr;
+  dense.outliers = {};
   multiply_dense(isa, dense);
   kernels(isa)->add_outliers(product);
 }
@@ -133,8 +133,11 @@ void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::i
   product.bias = bias;
   product.order = order;
   if (outliers) {
-    product.outlier_starts = static_cast<const std::int64_t*>(outliers->packed);
-    product.outliers = static_cast<const std::uint8_t*>(outliers->packed) + outlier_steps_offset(product.weights.tiles);
+    const auto* packed_outliers = static_cast<const std::uint8_t*>(outliers->packed);
+    const auto* starts = reinterpret_cast<const std::int32_t*>(packed_outliers);
+    const OutliersLayout layout = outliers_layout(shape.rows, starts[shape.rows]);
+    product.outliers = {starts, reinterpret_cast<const std::uint16_t*>(packed_outliers + layout.columns),
+                        reinterpret_cast<const std::uint16_t*>(packed_outliers + layout.values)};
     product.x = outliers->x;
     product.x_stride = outliers->stride;
   }

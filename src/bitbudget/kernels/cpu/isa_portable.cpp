@@ -105,11 +105,6 @@ struct Portable {
     std::memcpy(half, at, sizeof half);
     return each<Floats>([&](int row) { return from_bf16(half[row]); });
   }
-  static Floats gather(const float* x, const void* columns) {
-    std::uint16_t column[kTileRows];
-    std::memcpy(column, columns, sizeof column);
-    return each<Floats>([&](int row) { return x[column[row]]; });
-  }
   static void store_fp32(void* at, const Floats& a) { std::memcpy(at, a.row, sizeof a.row); }
 };
 

@@ -9,6 +9,13 @@
 
 namespace bitbudget {
 
+// Packed outliers, addresses resolved.
+struct SparseRows {
+  const std::int32_t* starts;  // [rows + 1]
+  const std::uint16_t* columns;
+  const std::uint16_t* values;  // fp16
+};
+
 // One product, addresses resolved.
 struct Product {
   WeightsLayout weights;
@@ -19,9 +26,8 @@ struct Product {
   const float* sums;    // of inputs, [groups, n]
   const float* bias;
   const std::int32_t* order;
-  const std::int64_t* outlier_starts;  // [tiles + 1], or null: there are none, or they are added later
-  const std::uint8_t* outliers;        // steps
-  const float* x;                      // what they are multiplied with
+  SparseRows outliers;  // starts is null where there are none, or where they are added later
+  const float* x;       // what they are multiplied with
   std::int64_t x_stride;
   float* y;
   std::int64_t stride;

@@ -37,8 +37,8 @@ Isa best();               // the fastest supported one
 bool use_tiles(bool wanted);
 
 // Whether a thread that multiplies few tokens reads the weights in the order they lie in and leaves fetching to the processor. At first so
-// on processors of AMD: there one stream is fastest, where others need several and addresses told ahead. Results do not depend on it, but
-// for the order in which outliers are added. For tests and comparisons; returns what was.
+// on processors of AMD: there one stream is fastest, where others need several and addresses told ahead. Results do not depend on it.
+// For tests and comparisons; returns what was.
 bool read_in_order(bool wanted);
 
 // Whether the kernels take this shape; where not, the caller takes the reference kernel. Groups are padded to multiples of 32 columns and
@@ -62,9 +62,9 @@ void quantize_inputs(Isa isa, const float* x /*[n, columns], rows `stride` apart
 void dequantize_inputs(Isa isa, const void* inputs, std::int64_t n, std::int64_t columns, std::int64_t group, Activations activations,
                        float* x /*[n, columns]*/);  // what the kernels multiply with, for tests
 
-// Additive outliers, a sparse matrix in CSR form on top of the dense one, multiplied with x itself and not with its int8. Packed, 16 rows
-// lie side by side: the product of one token adds them before it reads codes in order, or while it waits for codes; that of more tokens
-// when it is done, sixteen tokens at once. `packable`: columns below 65536 and values that fp16 holds; for others add_outliers does the same from CSR in a call of its own.
+// Additive outliers, a sparse matrix in CSR form on top of the dense one, multiplied with x itself and not with its int8. Packed, they take
+// 4 bytes each, and the product adds them: of one token before it reads codes, of more tokens when it is done, sixteen tokens at once.
+// `packable`: columns below 65536 and values that fp16 holds; for others add_outliers does the same from CSR in a call of its own.
 bool packable_outliers(const std::int32_t* columns, const float* values, std::int64_t count);
 std::size_t packed_outliers_size(std::int64_t rows, const std::int32_t* rows_start /*[rows + 1]*/);
 void pack_outliers(std::int64_t rows, const std::int32_t* rows_start, const std::int32_t* columns, const float* values, void* packed);

@@ -131,10 +131,19 @@ static inline InputsLayout inputs_layout(std::int64_t n, std::int64_t columns, s
   return layout;
 }
 
-// Outliers: for every tile the number of its first step, and one more number at the end; then the steps. A step is one line: 16 columns as
-// 16-bit numbers, then 16 fp16 values, one per row; rows that have fewer than the longest of the tile are filled up with zeros.
-static inline std::int64_t outlier_steps_offset(std::int64_t tiles) {
-  return ceil_div((tiles + 1) * static_cast<std::int64_t>(sizeof(std::int64_t)), kLineBytes) * kLineBytes;
+// Outliers, row after row: where each row begins, int32 [rows + 1], then all columns, 16 bits each, then all values, fp16. Each of the
+// three begins a line, and behind the last value is room for a register of them.
+struct OutliersLayout {
+  std::int64_t columns, values, bytes;
+};
+
+static inline OutliersLayout outliers_layout(std::int64_t rows, std::int64_t count) {
+  const auto lines = [](std::int64_t bytes) { return ceil_div(bytes, kLineBytes) * kLineBytes; };
+  OutliersLayout layout{};
+  layout.columns = lines((rows + 1) * static_cast<std::int64_t>(sizeof(std::int32_t)));
+  layout.values = layout.columns + lines(2 * count);
+  layout.bytes = layout.values + lines(2 * count) + kLineBytes;
+  return layout;
 }
 
 }  // namespace bitbudget

@@ -5,7 +5,6 @@
 //   Values  4 int8 of x, for every row                  broadcast
 //   Sums    16 int32                                    dot<largest code>(sums, codes, values)  plus  right_sums<s>
 //   Floats  16 fp32                                     of sums, from memory (fp32, fp16, bf16), splat, times, add_product, minus_product
-//           gather(x, columns): x at 16 columns
 //
 // and constants: kTiles × kStreams accumulators of a block product fit its registers (kStreams ≥ 4), kTogether × kStreams beside the codes
 // of so many tiles (0: not one), kClassSums accumulators those of one cell; kWholeBytes: dot is exact for all codes up to 255 in place;
@@ -170,24 +169,14 @@ static inline std::int64_t ahead_side_by_side(const WeightsLayout& layout, std::
   return kAhead + (ends ? (walk - 1) * layout.tile_bytes : 0);
 }
 
-// The same tiles side by side, with their outliers.
+// The same tiles side by side.
 template <class V, int kBits, int kStreams, bool kResidual>
 static BITBUDGET_INLINE void walk_side_by_side(const Product& product, std::int64_t first, int walk, typename V::Floats* y) {
   constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
-  const WeightsLayout& layout = product.weights;
-  const std::int64_t groups = layout.groups.count;
-  for (std::int64_t group = 0; group < groups; ++group) {
-    const std::int64_t ahead = ahead_side_by_side(layout, group, V::kWalk);
-    for (int t = 0; t < walk; ++t) {
+  for (std::int64_t group = 0; group < product.weights.groups.count; ++group) {
+    const std::int64_t ahead = ahead_side_by_side(product.weights, group, V::kWalk);
+    for (int t = 0; t < walk; ++t)
       multiply_cells<V, kBits, 1, kStreams, kResidual>(product, first + t, group, ahead, y + t * kTokens);
-      if (product.outlier_starts) {  // a share with every group, so that they fill the waits for codes
-        const std::int64_t* start = product.outlier_starts + first + t;
-        const std::int64_t steps = start[1] - start[0];
-        const std::int64_t next = first + t + V::kWalk < layout.tiles ? start[V::kWalk] - start[0] : 0;
-        y[t] = add_steps<V>(y[t], product.outliers, start[0] + steps * group / groups, start[0] + steps * (group + 1) / groups, next,
-                            product.x);
-      }
-    }
   }
 }
 
@@ -195,18 +184,23 @@ static BITBUDGET_INLINE void walk_side_by_side(const Product& product, std::int6
 template <class V, int kBits, int kStreams, bool kResidual>
 static void multiply_narrow(const Product& product, std::int64_t first, std::int64_t last) {
   constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
-  const bool in_order = can_read_in_order(kBits, kStreams) && product.in_order;
-  const bool sparse_first = in_order && product.outlier_starts;
-  const Memory memory(sparse_first ? (last - first) * kTileRows * static_cast<std::int64_t>(sizeof(float)) : 0);
-  auto* sparse = sparse_first ? reinterpret_cast<float*>(memory.data()) : nullptr;
-  if (sparse) sum_outliers<V>(product, first, last, sparse);
+  const bool sparse = product.outliers.starts != nullptr;  // then there is one token
+  // All outliers come before the first code: x then stays in the first-level cache, and codes are read in one go.
+  const Memory memory(sparse ? (last - first) * kTileRows * static_cast<std::int64_t>(sizeof(float)) : 0);
+  auto* sums = reinterpret_cast<float*>(memory.data());
+  if (sparse) {
+    const std::int64_t origin = first * kTileRows, rows = smaller(last * kTileRows, product.weights.rows);
+    std::memset(sums, 0, static_cast<std::size_t>((last - first) * kTileRows) * sizeof(float));
+    for (std::int64_t row = origin; row < rows; ++row) sums[row - origin] = sum_outliers<V>(product, row);
+  }
   for (; first < last; first += V::kWalk) {
     const int walk = static_cast<int>(smaller(V::kWalk, last - first));
     typename V::Floats y[V::kWalk * kTokens];
-    for (int i = 0; i < walk * kTokens; ++i)  // with outliers there is one token, and i a tile
-      y[i] = sparse ? V::load_fp32(sparse + i * kTileRows) : V::splat(0.0f);
-    if (sparse) sparse += walk * kTileRows;
-    if (in_order)
+    for (int i = 0; i < walk * kTokens; ++i) {  // with outliers, one of every tile
+      y[i] = sparse ? V::load_fp32(sums) : V::splat(0.0f);
+      sums += sparse ? kTileRows : 0;
+    }
+    if (can_read_in_order(kBits, kStreams) && product.in_order)
       walk_in_order<V, kBits, kStreams, kResidual>(product, first, walk, y);
     else
       walk_side_by_side<V, kBits, kStreams, kResidual>(product, first, walk, y);

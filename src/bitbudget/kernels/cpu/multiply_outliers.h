@@ -1,9 +1,9 @@
-// Outliers on top of the dense product: of one token before its codes are read in order, or while they are read side by side; of
-// several in a pass of their own. `V` is an instruction set (multiply.h).
+// Outliers on top of the dense product: of one token before its codes are read, of several in a pass of their own. `V` is an instruction
+// set (multiply.h).
 
 #pragma once
 
-#include <cstring>
+#include <type_traits>
 
 #include "kernel_table.h"
 #include "unroll.h"
@@ -13,25 +13,31 @@ namespace bitbudget {
 static constexpr std::int64_t kAcross = kTileRows;     // tokens side by side in a register of floats
 static constexpr std::int64_t kBlocksLaidOut = 4;      // of so many tokens, whose inputs are laid out at once
 
-// Steps [first, last) of a tile's outliers for one token; the steps `ahead` of them are fetched.
-template <class V>
-static BITBUDGET_INLINE typename V::Floats add_steps(typename V::Floats y, const std::uint8_t* steps, std::int64_t first, std::int64_t last,
-                                                     std::int64_t ahead, const float* x) {
-  for (std::int64_t step = first; step < last; ++step) {
-    const std::uint8_t* line = steps + step * kLineBytes;
-    V::fetch(line + ahead * kLineBytes);
-    y = V::add_product(y, V::load_fp16(line + kTileRows * 2), V::gather(x, line));
+// each(0 or 1 in turn, column, value) for the outliers of a row. Two sums, so that products do not wait for each other.
+template <class V, class Each>
+static BITBUDGET_INLINE void each_outlier(const SparseRows& outliers, std::int64_t row, Each&& each) {
+  const std::int64_t end = outliers.starts[row + 1];
+  for (std::int64_t first = outliers.starts[row]; first < end; first += kTileRows) {
+    alignas(64) float values[kTileRows];
+    V::store_fp32(values, V::load_fp16(outliers.values + first));
+    const std::uint16_t* columns = outliers.columns + first;
+    const std::int64_t count = smaller(kTileRows, end - first);
+    std::int64_t i = 0;
+    for (; i + 2 <= count; i += 2) {
+      each(std::integral_constant<int, 0>{}, columns[i], values[i]);
+      each(std::integral_constant<int, 1>{}, columns[i + 1], values[i + 1]);
+    }
+    if (i < count) each(std::integral_constant<int, 0>{}, columns[i], values[i]);
   }
-  return y;
 }
 
-// What the outliers of tiles [first, last) add for the one token: sums [last - first, 16]. All tiles before their codes are read: x then
-// stays in the first-level cache, and the codes are read in one go.
+// What the outliers of a row add for the one token.
 template <class V>
-static void sum_outliers(const Product& product, std::int64_t first, std::int64_t last, float* sums) {
-  const std::int64_t* start = product.outlier_starts;
-  for (std::int64_t tile = first; tile < last; ++tile, sums += kTileRows)
-    V::store_fp32(sums, add_steps<V>(V::splat(0.0f), product.outliers, start[tile], start[tile + 1], 0, product.x));
+static BITBUDGET_INLINE float sum_outliers(const Product& product, std::int64_t row) {
+  float sums[2] = {0.0f, 0.0f};
+  each_outlier<V>(product.outliers, row,
+                  [&](auto turn, std::uint16_t column, float value) BITBUDGET_INLINE_LAMBDA { sums[turn] += value * product.x[column]; });
+  return sums[0] + sums[1];
 }
 
 // Inputs of `count` tokens from `token` on as [columns, kAcross], zeros beyond the last.
@@ -42,35 +48,28 @@ static inline void lay_across(const Product& product, std::int64_t token, std::i
     for (std::int64_t i = 0; i < kAcross; ++i) across[column * kAcross + i] = i < count ? x[i * product.x_stride + column] : 0.0f;
 }
 
-// A tile's outliers for the tokens that lie across, added to y. One load of an outlier's column serves all tokens, where gathering would
-// look for it once for each.
+// The outliers of some rows, at most a tile, for the tokens that lie across, added to y. One load of an outlier's column serves all tokens.
 template <class V>
-static void add_steps_across(const Product& product, std::int64_t tile, std::int64_t token, std::int64_t count, const float* across) {
-  typename V::Floats sums[kTileRows];
-  unroll<kTileRows>([&](auto row) BITBUDGET_INLINE_LAMBDA { sums[row] = V::splat(0.0f); });
-  for (std::int64_t step = product.outlier_starts[tile]; step < product.outlier_starts[tile + 1]; ++step) {
-    const std::uint8_t* line = product.outliers + step * kLineBytes;
-    std::uint16_t columns[kTileRows];
-    std::memcpy(columns, line, sizeof columns);
-    alignas(64) float values[kTileRows];
-    V::store_fp32(values, V::load_fp16(line + sizeof columns));
-    unroll<kTileRows>([&](auto row) BITBUDGET_INLINE_LAMBDA {
-      sums[row] = V::add_product(sums[row], V::load_fp32(across + columns[row] * kAcross), V::splat(values[row]));
-    });
-  }
+static void add_rows_across(const Product& product, std::int64_t first, std::int64_t last, std::int64_t token, std::int64_t count,
+                            const float* across) {
   alignas(64) float found[kTileRows][kAcross];
-  unroll<kTileRows>([&](auto row) BITBUDGET_INLINE_LAMBDA { V::store_fp32(found[row], sums[row]); });
-  const std::int64_t first = tile * kTileRows, rows = smaller(kTileRows, product.weights.rows - first);
-  for (std::int64_t i = 0; i < count; ++i) {
+  for (std::int64_t row = first; row < last; ++row) {
+    typename V::Floats sums[2] = {V::splat(0.0f), V::splat(0.0f)};
+    each_outlier<V>(product.outliers, row, [&](auto turn, std::uint16_t column, float value) BITBUDGET_INLINE_LAMBDA {
+      sums[turn] = V::add_product(sums[turn], V::load_fp32(across + column * kAcross), V::splat(value));
+    });
+    V::store_fp32(found[row - first], V::add_product(sums[0], sums[1], V::splat(1.0f)));
+  }
+  for (std::int64_t i = 0; i < count; ++i) {  // by tokens: outputs of one token lie together, those of one row often in one set of a cache
     float* y = product.y + (token + i) * product.stride;
-    for (std::int64_t row = 0; row < rows; ++row) y[product.order ? product.order[first + row] : first + row] += found[row][i];
+    for (std::int64_t row = first; row < last; ++row) y[product.order ? product.order[row] : row] += found[row - first][i];
   }
 }
 
 // All outliers of a product whose dense part y already holds.
 template <class V>
 static void add_outliers_of_tokens(const Product& product) {
-  const std::int64_t n = product.inputs.n, columns = product.weights.columns, tiles = product.weights.tiles;
+  const std::int64_t n = product.inputs.n, columns = product.weights.columns, rows = product.weights.rows, tiles = product.weights.tiles;
   const std::int64_t most = smaller(kBlocksLaidOut, ceil_div(n, kAcross)), block_floats = columns * kAcross;
   const Memory memory(most * block_floats * static_cast<std::int64_t>(sizeof(float)));
   auto* across = reinterpret_cast<float*>(memory.data());
@@ -87,7 +86,8 @@ static void add_outliers_of_tokens(const Product& product) {
     for (int thread = 0; thread < threads; ++thread)
       for (std::int64_t block = 0; block < blocks; ++block)
         for (std::int64_t tile = tiles * thread / threads; tile < tiles * (thread + 1) / threads; ++tile)
-          add_steps_across<V>(product, tile, token + block * kAcross, tokens_of(block), across + block * block_floats);
+          add_rows_across<V>(product, tile * kTileRows, smaller((tile + 1) * kTileRows, rows), token + block * kAcross, tokens_of(block),
+                             across + block * block_floats);
   }
 }
 

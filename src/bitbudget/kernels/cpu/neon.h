@@ -91,12 +91,6 @@ struct NeonBase {
   static BITBUDGET_INLINE Floats load_bf16(const void* at) {
     return each<Floats>([&](int i) BITBUDGET_INLINE_LAMBDA { return vreinterpretq_f32_u32(vshll_n_u16(load_halves(at, i), 16)); });
   }
-  static BITBUDGET_INLINE Floats gather(const float* x, const void* columns) {
-    const auto* column = static_cast<const std::uint16_t*>(columns);
-    float value[kTileRows];
-    for (int row = 0; row < kTileRows; ++row) value[row] = x[column[row]];
-    return load_fp32(value);
-  }
   static BITBUDGET_INLINE void store_fp32(void* at, const Floats& a) {
     for (int i = 0; i < 4; ++i) vst1q_f32(static_cast<float*>(at) + 4 * i, a.part[i]);
   }

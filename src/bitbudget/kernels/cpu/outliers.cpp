@@ -18,15 +18,6 @@ float sparse_dot(const float* x, const std::int32_t* columns, const float* value
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-std::int64_t longest_row(const std::int32_t* rows_start, std::int64_t first, std::int64_t last) {
-  std::int64_t longest = 0;
-  for (std::int64_t row = first; row < last; ++row) {
-    const std::int64_t count = rows_start[row + 1] - rows_start[row];
-    longest = count > longest ? count : longest;
-  }
-  return longest;
-}
-
 }  // namespace
 
 bool packable_outliers(const std::int32_t* columns, const float* values, std::int64_t count) {
@@ -36,28 +27,20 @@ bool packable_outliers(const std::int32_t* columns, const float* values, std::in
 }
 
 std::size_t packed_outliers_size(std::int64_t rows, const std::int32_t* rows_start) {
-  const std::int64_t tiles = ceil_div(rows, kTileRows);
-  std::int64_t steps = 0;
-  for (std::int64_t tile = 0; tile < tiles; ++tile)
-    steps += longest_row(rows_start, tile * kTileRows, smaller((tile + 1) * kTileRows, rows));
-  return static_cast<std::size_t>(outlier_steps_offset(tiles) + steps * kLineBytes);
+  return static_cast<std::size_t>(outliers_layout(rows, rows_start[rows]).bytes);
 }
 
 void pack_outliers(std::int64_t rows, const std::int32_t* rows_start, const std::int32_t* columns, const float* values, void* packed) {
-  const std::int64_t tiles = ceil_div(rows, kTileRows);
-  std::memset(packed, 0, packed_outliers_size(rows, rows_start));
-  auto* starts = static_cast<std::int64_t*>(packed);
-  auto* steps = reinterpret_cast<std::uint16_t*>(static_cast<std::uint8_t*>(packed) + outlier_steps_offset(tiles));
-  for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    const std::int64_t first = tile * kTileRows, last = smaller(first + kTileRows, rows);
-    starts[tile + 1] = starts[tile] + longest_row(rows_start, first, last);
-    for (std::int64_t row = first; row < last; ++row) {
-      std::uint16_t* step = steps + starts[tile] * (kLineBytes / 2) + (row - first);
-      for (std::int32_t i = rows_start[row]; i < rows_start[row + 1]; ++i, step += kLineBytes / 2) {
-        step[0] = static_cast<std::uint16_t>(columns[i]);
-        step[kTileRows] = to_fp16(values[i]);
-      }
-    }
+  const std::int64_t count = rows_start[rows];
+  const OutliersLayout layout = outliers_layout(rows, count);
+  auto* bytes = static_cast<std::uint8_t*>(packed);
+  std::memset(bytes, 0, static_cast<std::size_t>(layout.bytes));
+  std::memcpy(bytes, rows_start, static_cast<std::size_t>(rows + 1) * sizeof(std::int32_t));
+  auto* packed_columns = reinterpret_cast<std::uint16_t*>(bytes + layout.columns);
+  auto* packed_values = reinterpret_cast<std::uint16_t*>(bytes + layout.values);
+  for (std::int64_t i = 0; i < count; ++i) {
+    packed_columns[i] = static_cast<std::uint16_t>(columns[i]);
+    packed_values[i] = to_fp16(values[i]);
   }
 }
 
