@@ -24,7 +24,14 @@ from bitbudget.kernels.packed_parts import (
     found_again,
     layout_of,
 )
-from bitbudget.kernels.products import LARGEST_COLUMNS, OUTLIERS_SPARE_BYTES, CodeLayout, Weight, add_sparse, is_sparse_matrix
+from bitbudget.kernels.products import (
+    LARGEST_COLUMNS,
+    OUTLIERS_SPARE_BYTES,
+    CodeLayout,
+    Weight,
+    add_sparse,
+    is_sparse_matrix,
+)
 from bitbudget.kernels.tensors import StoredTensors
 from bitbudget.storage import Choice, DensePart, OutlierPart, Part, Shape, StoredWeight
 
