@@ -3,8 +3,8 @@
     python benchmarks/llm_mq/predictions.py --models demo,twin,FOLDER --sequences 16,128
 
 Needs `results/single_layers_MODEL.json`. Predicted from sequences of at most 512 tokens of `../shared/text/calibration.jsonl`,
-measured on other text; round to nearest, minimum and maximum, groups of 128, no scales. Writes `results/predictions.json` and `.md`:
-Spearman's correlation over the layers, and median and standard deviation of log(measured / predicted).
+measured on other text; round to nearest, minimum and maximum, groups of 128, no scales. Writes `results/predictions.json` and
+`.md`: Spearman's correlation over the layers, and median and standard deviation of log(measured / predicted).
 """
 
 import argparse
