@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from allocation.cases import Drawn, best, built, labels, questions, unit
@@ -107,6 +107,13 @@ def test_what_a_meeting_says_holds(question: Drawn, sets: int, trials: tuple[int
         assert (reached.value, *problem.cost[reached.rows].sum(axis=0).tolist()) == inside[0]
 
 
+# Two plans of equal loss and costs, whose loss is the bound's.
+@example(
+    (
+        [[((0, 1, 0), 0.375), ((0, 2, 0), 0.125), ((0, 3, 0), 0.0)], [((0, 2, 0), 0.125), ((0, 1, 0), 0.375)]],
+        {"bytes": 0, "nanoseconds": 3, "rows": 0},
+    )
+)
 @settings(max_examples=80)
 @given(questions())
 def test_every_way_to_the_optimum_names_the_same_plan(question: Drawn) -> None:

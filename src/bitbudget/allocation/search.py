@@ -22,6 +22,7 @@ TRIAL_SETS = (2**11, 2**15, 2**18)  # of moves in a half of a meeting that is th
 TRIAL_STATES = 1024  # of a first sweep, which is there to find a plan
 TRIAL_UNITS = 48  # how many units may leave the base plan in it
 STATES_OF_SEVERAL = 2048  # of a sweep under several budgets: a wider one takes longer than the tree
+TIED_UNITS = 16  # open units whose plans of equal loss are looked through where the limits of an effort left some out
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,10 @@ class _Closing:
             self._take(sweep.run(all_or_nothing=self.problem.dimensions > 1))
 
     def grow(self) -> None:
-        """Branch and bound on the open units."""
-        core = core_of(self.lower, self.value) if self.is_open and self.effort.branches > 0 else None
-        if core is None:
+        """Branch and bound on the open units; where the loss is the least already, only to settle ties of few units."""
+        wanted = self.is_open or not self.complete
+        core = core_of(self.lower, self.value) if wanted and self.effort.branches > 0 else None
+        if core is None or (not self.is_open and core.problem.units > TIED_UNITS):
             return
         problem = self.problem
         tree = Tree(
