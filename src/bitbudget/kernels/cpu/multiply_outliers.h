@@ -11,33 +11,36 @@
 namespace bitbudget {
 
 static constexpr std::int64_t kAcross = kTileRows;     // tokens side by side in a register of floats
+static constexpr int kTurns = 4;                       // sums of a row
+static constexpr std::int64_t kOutliersAhead = 1024;   // outliers that are fetched ahead of their use: a page ends after 2048
 static constexpr std::int64_t kBlocksLaidOut = 4;      // of so many tokens, whose inputs are laid out at once
 
-// each(0 or 1 in turn, column, value) for the outliers of a row. Two sums, so that products do not wait for each other.
+// each(turn, column, value) for the outliers of a row, turns 0 … kTurns − 1 again and again: sums of their own, so that an addition
+// does not wait for the one before.
 template <class V, class Each>
 static BITBUDGET_INLINE void each_outlier(const SparseRows& outliers, std::int64_t row, Each&& each) {
   const std::int64_t end = outliers.starts[row + 1];
   for (std::int64_t first = outliers.starts[row]; first < end; first += kTileRows) {
+    const std::uint16_t* columns = outliers.columns + first;
+    V::fetch(columns + kOutliersAhead);
+    V::fetch(outliers.values + first + kOutliersAhead);
     alignas(64) float values[kTileRows];
     V::store_fp32(values, V::load_fp16(outliers.values + first));
-    const std::uint16_t* columns = outliers.columns + first;
     const std::int64_t count = smaller(kTileRows, end - first);
     std::int64_t i = 0;
-    for (; i + 2 <= count; i += 2) {
-      each(std::integral_constant<int, 0>{}, columns[i], values[i]);
-      each(std::integral_constant<int, 1>{}, columns[i + 1], values[i + 1]);
-    }
-    if (i < count) each(std::integral_constant<int, 0>{}, columns[i], values[i]);
+    for (; i + kTurns <= count; i += kTurns)
+      unroll<kTurns>([&](auto turn) BITBUDGET_INLINE_LAMBDA { each(turn, columns[i + turn], values[i + turn]); });
+    for (; i < count; ++i) each(std::integral_constant<int, 0>{}, columns[i], values[i]);
   }
 }
 
 // What the outliers of a row add for the one token.
 template <class V>
 static BITBUDGET_INLINE float sum_outliers(const Product& product, std::int64_t row) {
-  float sums[2] = {0.0f, 0.0f};
+  float sums[kTurns] = {};
   each_outlier<V>(product.outliers, row,
                   [&](auto turn, std::uint16_t column, float value) BITBUDGET_INLINE_LAMBDA { sums[turn] += value * product.x[column]; });
-  return sums[0] + sums[1];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // Inputs of `count` tokens from `token` on as [columns, kAcross], zeros beyond the last.
@@ -54,11 +57,12 @@ static void add_rows_across(const Product& product, std::int64_t first, std::int
                             const float* across) {
   alignas(64) float found[kTileRows][kAcross];
   for (std::int64_t row = first; row < last; ++row) {
-    typename V::Floats sums[2] = {V::splat(0.0f), V::splat(0.0f)};
+    typename V::Floats sums[kTurns] = {V::splat(0.0f), V::splat(0.0f), V::splat(0.0f), V::splat(0.0f)};
     each_outlier<V>(product.outliers, row, [&](auto turn, std::uint16_t column, float value) BITBUDGET_INLINE_LAMBDA {
       sums[turn] = V::add_product(sums[turn], V::load_fp32(across + column * kAcross), V::splat(value));
     });
-    V::store_fp32(found[row - first], V::add_product(sums[0], sums[1], V::splat(1.0f)));
+    const auto plus = [](const auto& a, const auto& b) BITBUDGET_INLINE_LAMBDA { return V::add_product(a, b, V::splat(1.0f)); };
+    V::store_fp32(found[row - first], plus(plus(sums[0], sums[1]), plus(sums[2], sums[3])));
   }
   for (std::int64_t i = 0; i < count; ++i) {  // by tokens: outputs of one token lie together, those of one row often in one set of a cache
     float* y = product.y + (token + i) * product.stride;
