@@ -87,14 +87,12 @@ print("ran")
 
 
 FUNCTIONS = {
-    "packed_size": 6, "inputs_size": 5, "pack": 14, "unpack": 14, "lookup": 13, "quantize_inputs": 11, "Weight": 13,
-    "add_outliers": 15, "exact_parameters": 3, "dequantize_inputs": 9, "valid": 6, "packed_outliers_size": 7,
-    "pack_outliers": 9, "are_outliers": 4,
+    "packed_size": 6, "pack": 14, "unpack": 14, "lookup": 13, "Weight": 3, "add_outliers": 15, "exact_parameters": 3,
+    "valid": 6, "packed_outliers_size": 7, "pack_outliers": 9, "are_outliers": 4,
 }  # fmt: skip
 ADDRESSES = {
-    "pack": (6, 8, 9, 11), "unpack": (6, 8, 10, 11), "lookup": (6, 8, 10), "quantize_inputs": (1, 8),
-    "Weight": (6, 8, 11), "packed_outliers_size": (1, 3, 5), "pack_outliers": (1, 3, 5, 7), "are_outliers": (2,),
-    "add_outliers": (0, 5, 6, 7, 10, 12), "exact_parameters": (0, 1), "dequantize_inputs": (1, 7),
+    "pack": (6, 8, 9, 11), "unpack": (6, 8, 10, 11), "lookup": (6, 8, 10), "packed_outliers_size": (1, 3, 5),
+    "pack_outliers": (1, 3, 5, 7), "are_outliers": (2,), "add_outliers": (0, 5, 6, 7, 10, 12), "exact_parameters": (0, 1),
 }  # fmt: skip
 
 
@@ -137,14 +135,29 @@ def test_no_numbers_crash_a_weight() -> None:
     """As above: an empty product is the only one that nothing is needed for."""
     layout = CodeLayout(0, 32, 64, 32, 4, 0)
     packed = pack(layout, torch.zeros(32, 8, dtype=torch.int32), torch.ones(32, 2), torch.ones(32, 2))
-    weight = compiled().Weight(*layout.arguments, packed.data_ptr(), packed.nbytes, 0, 0, 32, 0, 0)
-    draw, done = random.Random(0), []
+    weight, inputs = compiled().Weight(0, 64, 32), compiled().Inputs()
+    draw, added, done = random.Random(0), 0, []
+
+    def numbers(count: int, addresses: tuple[int, ...]) -> list[int]:
+        drawn = [draw.choice((0, 1, 2, 4, 32, 64, -1, -64, 2**31, 2**40, 2**62)) for _ in range(count)]
+        return [0 if place in addresses else number for place, number in enumerate(drawn)]
+
     for _ in range(2000):
-        numbers = [draw.choice((0, 1, 2, 4, 32, 64, -1, -64, 2**31, 2**40, 2**62)) for _ in range(12)]
-        numbers = [0 if place in (0, 4, 6, 9) else number for place, number in enumerate(numbers)]
         try:
-            weight.multiply(*numbers)
-            done.append(numbers[2])
+            weight.add(*numbers(10, (4, 6, 8)))
+            added += 1
         except (ValueError, TypeError):
             pass
-    assert set(done) <= {0}
+    weight.add(layout.rows, layout.group, layout.bits, layout.parameters, packed.data_ptr(), packed.nbytes, 0, 0, 0, 0)
+    for _ in range(2000):
+        called = numbers(10, (0, 5, 7))
+        try:
+            weight.multiply(inputs, *called)
+            done.append(called[2])
+        except (ValueError, TypeError):
+            pass
+        with pytest.raises((ValueError, TypeError)):
+            inputs.dequantize(*numbers(7, (5,)))
+    assert added == 0 and set(done) <= {0} and inputs.ways == 0
+    with pytest.raises(TypeError):
+        weight.multiply(None, *[0] * 10)

@@ -3,7 +3,7 @@
 import copy
 import io
 import random
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from bitbudget.errors import InputError
 from bitbudget.kernels import QuantEmbedding, QuantLinear, linear, supported_isas, use_kernels
-from bitbudget.kernels.extension import compiled
-from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat, QuantizedInputs, SharedInputs, rows_of
+from bitbudget.kernels.inputs import ACTIVATIONS, SharedInputs, rows_of
 from bitbudget.kernels.linear import TiedLinear
 from bitbudget.kernels.packed import growth, misfit
 from bitbudget.kernels.products import OUTLIERS_SPARE_BYTES
-from bitbudget.kernels.tensors import LARGE_PAGE
 from bitbudget.rounding import nearest
 from bitbudget.storage import NATIVE, Choice, Shape, StoredWeight
 
@@ -84,15 +82,14 @@ def test_nothing_but_the_activations_is_rounded(kernels: str, isa: str, rounded)
         weight = rounded(text, (48, 512))
         module, x = packed(weight, kernels, isa), gaussian(9, 512)
         assert module.packed is not None
-        inputs = QuantizedInputs.of(x, InputFormat(module.packed.isa, 512, 64, ACTIVATIONS.index(kernels)))
+        found = module(x)
         rounded_x = torch.empty(9, 512)
-        compiled().dequantize_inputs(
-            module.packed.isa, inputs.data.data_ptr(), inputs.data.nbytes, 9, 512, 64, ACTIVATIONS.index(kernels),
-            rounded_x.data_ptr(), rounded_x.nbytes,
-        )  # fmt: skip
+        module.packed.shared.get(x).quantized.dequantize(
+            module.packed.isa, 9, 512, 64, ACTIVATIONS.index(kernels), rounded_x.data_ptr(), rounded_x.nbytes
+        )
         exact = rounded_x.double() @ weight.dequantize().double().T
         bound = rounded_x.double().abs() @ weight.dequantize().double().abs().T
-        assert bool(((module(x).double() - exact).abs() <= 1e-5 * bound).all())
+        assert bool(((found.double() - exact).abs() <= 1e-5 * bound).all())
 
 
 @pytest.mark.parametrize("text", CHOICES)
@@ -114,9 +111,7 @@ def test_a_large_weight_is_packed_piece_by_piece(rounded) -> None:
     """More codes than are spread out at once, and a number of rows that no tile divides."""
     weight = rounded("int3:g128", (2003, 4096))
     module = packed(weight)
-    assert module.packed is not None and module.packed.parts[0].packed.numel() > LARGE_PAGE
-    if sys.platform == "linux":
-        assert module.packed.parts[0].packed.data_ptr() % LARGE_PAGE == 0
+    assert module.packed is not None
     assert torch.equal(module.tensors()["dense.codes"], weight.tensors()["dense.codes"])
     x = gaussian(2, 4096)
     assert_near(module(x), linear(x, weight), ERROR["a16"])
@@ -311,32 +306,19 @@ def test_a_tied_head_is_packed_and_its_rows_are_looked_up(text: str, rounded) ->
         model["embedding"](torch.tensor([200]))
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[InputFormat]:
-    """The formats that inputs were quantized to, from now on."""
-    formats: list[InputFormat] = []
-    quantize = QuantizedInputs.of.__func__  # type: ignore[attr-defined]
-
-    def of(cls: type[QuantizedInputs], x: Tensor, format: InputFormat) -> QuantizedInputs:
-        formats.append(format)
-        return quantize(cls, x, format)
-
-    monkeypatch.setattr(QuantizedInputs, "of", classmethod(of))
-    return formats
-
-
-def test_layers_with_one_input_share_its_quantization(rounded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_with_one_input_share_its_quantization(rounded) -> None:
     weights = [rounded(text, (48, 128)) for text in ("int4:g64", "int2:g64", "int8:g64*25%|int3:g64", "int8:g32")]
     model = nn.ModuleList(QuantLinear.from_stored(weight) for weight in weights)
     use_kernels(model)
-    formats, x = counted(monkeypatch), gaussian(5, 128)
+    shared, x = model[0].packed.shared, gaussian(5, 128)
     results = [module(x) for module in model]
-    assert [format.group for format in formats] == [64, 32]
+    quantized = shared.get(x).quantized
+    assert quantized.ways == 2  # groups of 64 and of 32
+    assert all(torch.equal(module(x), result) for module, result in zip(model, results, strict=True))
+    assert shared.get(x).quantized is quantized and quantized.ways == 2
     x *= 2
     assert all(torch.equal(module(x), 2 * result) for module, result in zip(model, results, strict=True))
-    assert len(formats) == 4
-    for module in model:
-        module(x.clone())
-    assert len(formats) == 8
+    assert shared.get(x).quantized is not quantized
     with torch.inference_mode():  # where changes are not counted
         made = x.clone()
         first = model[0](made)
@@ -344,10 +326,35 @@ def test_layers_with_one_input_share_its_quantization(rounded, monkeypatch: pyte
         assert torch.equal(model[0](made), 2 * first)
 
 
+def test_memory_given_to_a_tensor_is_seen(rounded) -> None:
+    """`tensor.data = other` changes nothing that torch counts."""
+    module, x, other = packed(rounded("int4:g64", (48, 128))), gaussian(5, 128), gaussian(5, 128, seed=2)
+    before = module(x)
+    x.data = other
+    assert torch.equal(module(x), module(other)) and not torch.equal(module(x), before)
+
+
+def test_threads_share_a_model(rounded) -> None:
+    """While a product runs, another thread may ask for one with its own tensor, or with the same."""
+    model = nn.ModuleList(QuantLinear.from_stored(rounded("int4:g64", (512, 512))) for _ in range(3))
+    use_kernels(model)
+    common = gaussian(512, 3).T  # whose rows are copied for the kernels
+    expected = [module(common) for module in model]
+
+    def run(own: Tensor) -> bool:
+        same, alone = True, [module(own.clone()) for module in model]
+        for _ in range(50):
+            for module, first, second in zip(model, expected, alone, strict=True):
+                same = same and torch.equal(module(common), first) and torch.equal(module(own), second)
+        return same
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(run, [gaussian(3, 512, seed=seed) for seed in range(8)]))
+
+
 def test_quantized_inputs_die_with_the_tensor() -> None:
-    shared, format = SharedInputs(), InputFormat(0, 64, 32, 1)
-    x = gaussian(2, 64)
-    assert shared.get(x).quantized(x, format) is shared.get(x).quantized(x, format)
+    shared, x = SharedInputs(), gaussian(2, 64)
+    assert shared.get(x) is shared.get(x)
     assert shared._last is not None
     del x
     assert shared._last is None

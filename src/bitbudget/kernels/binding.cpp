@@ -1,15 +1,12 @@
 // The nanobind module `bitbudget.kernels._cpu`. Tensors come as addresses with their sizes in bytes, so that nothing here depends
-// on torch's ABI; every size is checked against the shape before an address is used. `operators.py` and `packed.py` are the callers.
+// on torch's ABI; every size is checked against the shape before an address is used (checks.h).
 
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <stdexcept>
-#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -18,87 +15,13 @@
 
 #include "cpu/kernels.h"
 #include "cpu/layout.h"
+#include "weight.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
-using bitbudget::Activations;
-using bitbudget::Isa;
 using bitbudget::kTileRows;
-using bitbudget::Parameters;
-using bitbudget::Shape;
 
 namespace {
-
-constexpr std::uintptr_t kAlignment = 64;
-constexpr std::int64_t kLargest = std::int64_t{1} << 40;  // of any extent: products of two stay within 64 bits where they are checked
-
-void require(bool fits, const char* what) {
-  if (!fits) throw std::invalid_argument(what);
-}
-
-int threads_of(int number) {
-  require(number > 0, "at least one thread");
-  return number;
-}
-
-constexpr int kIsas = static_cast<int>(Isa::neon_i8mm) + 1;
-
-// Asked once: in a virtual machine every question to the processor costs as much as a small product.
-bool supported(int isa) {
-  static const std::array<bool, kIsas> known = [] {
-    std::array<bool, kIsas> found{};
-    for (int number = 0; number < kIsas; ++number) found[static_cast<std::size_t>(number)] = bitbudget::supported(static_cast<Isa>(number));
-    return found;
-  }();
-  return isa >= 0 && isa < kIsas && known[static_cast<std::size_t>(isa)];
-}
-
-Isa isa_of(int number) {
-  require(supported(number), "this machine does not have that instruction set");
-  return static_cast<Isa>(number);
-}
-
-Activations activations_of(int number) {
-  require(number == 0 || number == 1, "activations are a8 (0) or a16 (1)");
-  return static_cast<Activations>(number);
-}
-
-Parameters parameters_of(int number) {
-  require(number >= 0 && number <= static_cast<int>(Parameters::bf16), "parameters are fp32 (0), fp16 (1) or bf16 (2)");
-  return static_cast<Parameters>(number);
-}
-
-bool is_small(const Shape& shape) {
-  return shape.rows > 0 && shape.columns > 0 && shape.group > 0 && shape.rows <= kLargest / shape.columns &&
-         shape.columns <= kLargest;
-}
-
-Shape checked(Isa isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters) {
-  const Shape shape{rows, columns, group, bits, parameters_of(parameters)};
-  require(is_small(shape) && bitbudget::valid(isa, shape), "the kernels have no such shape, group size or width");
-  return shape;
-}
-
-// An address of at least `needed` bytes.
-template <typename T>
-T* at(std::uintptr_t address, std::size_t given, std::size_t needed, const char* what) {
-  require(given >= needed && (needed == 0 || address != 0), what);
-  require(address % alignof(T) == 0, "an address is not aligned to its elements");
-  return reinterpret_cast<T*>(address);
-}
-
-void* aligned(std::uintptr_t address, std::size_t given, std::size_t needed, const char* what) {
-  void* found = at<unsigned char>(address, given, needed, what);
-  require(address % kAlignment == 0, "packed weights and inputs have to be aligned to 64 bytes");
-  return found;
-}
-
-// Bytes of n rows of floats that begin `stride` apart.
-std::size_t strided(std::int64_t n, std::int64_t stride, std::int64_t columns) {
-  require(n >= 0 && n <= kLargest && stride >= columns && stride <= kLargest && (n == 0 || stride <= kLargest / n),
-          "rows overlap or there are too many");
-  return n == 0 ? 0 : sizeof(float) * static_cast<std::size_t>((n - 1) * stride + columns);
-}
 
 bool valid(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters) {
   const Shape shape{rows, columns, group, bits, parameters_of(parameters)};
@@ -107,12 +30,6 @@ bool valid(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group,
 
 std::size_t packed_size(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters) {
   return bitbudget::packed_size(isa_of(isa), checked(isa_of(isa), rows, columns, group, bits, parameters));
-}
-
-std::size_t inputs_size(int isa, std::int64_t n, std::int64_t columns, std::int64_t group, int activations) {
-  strided(n, columns, columns);
-  require(group > 0 && columns > 0, "no columns");
-  return bitbudget::inputs_size(isa_of(isa), n, columns, group, activations_of(activations));
 }
 
 std::int64_t groups_of(const Shape& shape) { return (shape.columns + shape.group - 1) / shape.group; }
@@ -245,38 +162,6 @@ int exact_parameters(std::uintptr_t scale, std::uintptr_t zero, std::size_t byte
                                                       static_cast<std::int64_t>(count)));
 }
 
-void quantize_inputs(int isa_number, std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::int64_t stride, std::int64_t columns,
-                     std::int64_t group, int activations, std::uintptr_t inputs, std::size_t inputs_bytes, int threads) {
-  const std::size_t needed = inputs_size(isa_number, n, columns, group, activations);
-  const float* rows = at<float>(x, x_bytes, strided(n, stride, columns), "too few bytes of x");
-  void* target = aligned(inputs, inputs_bytes, needed, "too few bytes for quantized inputs");
-  if (n > 0)
-    bitbudget::quantize_inputs(isa_of(isa_number), rows, n, stride, columns, group, activations_of(activations), target, threads_of(threads));
-}
-
-void dequantize_inputs(int isa_number, std::uintptr_t inputs, std::size_t inputs_bytes, std::int64_t n, std::int64_t columns,
-                       std::int64_t group, int activations, std::uintptr_t x, std::size_t x_bytes) {
-  const std::size_t needed = inputs_size(isa_number, n, columns, group, activations);
-  bitbudget::dequantize_inputs(isa_of(isa_number), aligned(inputs, inputs_bytes, needed, "too few bytes of quantized inputs"), n, columns,
-                               group, activations_of(activations), at<float>(x, x_bytes, strided(n, columns, columns), "too few bytes of x"));
-}
-
-// Indices of rows below `limit`, or nullptr.
-const std::int32_t* order_at(std::uintptr_t address, std::size_t given, std::int64_t rows, std::int64_t limit) {
-  if (address == 0) {
-    require(rows <= limit, "more rows than outputs");
-    return nullptr;
-  }
-  const std::int32_t* order = at<std::int32_t>(address, given, sizeof(std::int32_t) * static_cast<std::size_t>(rows), "too few row indices");
-  std::int32_t low = 0, high = 0;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    low = order[row] < low ? order[row] : low;
-    high = order[row] > high ? order[row] : high;
-  }
-  require(low >= 0 && high < limit, "a row index is outside the outputs");
-  return order;
-}
-
 // Row pointers [rows + 1] that begin at 0, do not fall, and end at `count`.
 const std::int32_t* pointers_at(std::uintptr_t address, std::size_t given, std::int64_t rows, std::int64_t count) {
   require(rows > 0 && rows <= kLargest, "no rows");
@@ -319,50 +204,6 @@ bool are_outliers(std::int64_t rows, std::int64_t columns, std::uintptr_t packed
   const auto* places = reinterpret_cast<const std::uint16_t*>(packed + static_cast<std::uintptr_t>(layout.columns));
   return std::all_of(places, places + starts[rows], [=](std::uint16_t column) { return column < columns; });
 }
-
-// A packed weight whose addresses and sizes were checked when it was made; the caller keeps them alive and unchanged.
-class Weight {
- public:
-  Weight(int isa, std::int64_t rows, std::int64_t columns, std::int64_t group, int bits, int parameters, std::uintptr_t packed,
-         std::size_t packed_bytes, std::uintptr_t order, std::size_t order_bytes, std::int64_t outputs, std::uintptr_t outliers,
-         std::size_t outliers_bytes)
-      : isa_(isa_of(isa)), shape_(checked(isa_, rows, columns, group, bits, parameters)), outputs_(outputs) {
-    require(outputs > 0 && outputs <= kLargest, "no outputs");
-    packed_ = aligned(packed, packed_bytes, bitbudget::packed_size(isa_, shape_), "too few packed bytes");
-    order_ = order_at(order, order_bytes, rows, outputs);
-    if (outliers == 0) return;
-    const auto needed = [=](std::int64_t count) { return static_cast<std::size_t>(bitbudget::outliers_layout(rows, count).bytes); };
-    outliers_ = aligned(outliers, outliers_bytes, needed(0), "too few bytes of outliers");
-    const std::int32_t count = static_cast<const std::int32_t*>(outliers_)[rows];
-    require(count >= 0 && outliers_bytes >= needed(count), "too few bytes of outliers");
-  }
-
-  // Writes the outputs of its rows. x: what outliers are multiplied with; without them it is not looked at.
-  void multiply(std::uintptr_t inputs, std::size_t inputs_bytes, std::int64_t n, int activations, std::uintptr_t bias,
-                std::size_t bias_bytes, std::uintptr_t y, std::size_t y_bytes, int threads, std::uintptr_t x, std::size_t x_bytes,
-                std::int64_t stride) const {
-    const Activations format = activations_of(activations);
-    strided(n, shape_.columns, shape_.columns);
-    const std::size_t needed = bitbudget::inputs_size(isa_, n, shape_.columns, shape_.group, format);
-    const void* quantized = aligned(inputs, inputs_bytes, needed, "too few bytes of quantized inputs");
-    const auto bias_needed = sizeof(float) * static_cast<std::size_t>(shape_.rows);
-    const float* added = bias == 0 ? nullptr : at<float>(bias, bias_bytes, bias_needed, "too few biases");
-    float* result = at<float>(y, y_bytes, strided(n, outputs_, outputs_), "too few bytes for y");
-    bitbudget::Outliers sparse{outliers_, nullptr, stride};
-    if (outliers_ != nullptr) sparse.x = at<float>(x, x_bytes, strided(n, stride, shape_.columns), "too few bytes of x");
-    if (n > 0)
-      bitbudget::matmul(isa_, shape_, packed_, quantized, n, format, added, order_, result, outputs_, threads_of(threads),
-                        outliers_ != nullptr ? &sparse : nullptr);
-  }
-
- private:
-  Isa isa_;
-  Shape shape_;
-  std::int64_t outputs_;
-  const void* packed_ = nullptr;
-  const std::int32_t* order_ = nullptr;
-  const void* outliers_ = nullptr;
-};
 
 void add_outliers(std::uintptr_t x, std::size_t x_bytes, std::int64_t n, std::int64_t stride, std::int64_t columns,
                   std::uintptr_t row_pointers, std::uintptr_t columns_of, std::uintptr_t values, std::int64_t count, std::int64_t rows,
@@ -433,19 +274,20 @@ NB_MODULE(_cpu, module) {
   module.def("best", [] { return static_cast<int>(bitbudget::best()); });
   module.def("valid", &valid, "isa"_a, "rows"_a, "columns"_a, "group"_a, "bits"_a, "parameters"_a);
   module.def("packed_size", &packed_size);
-  module.def("inputs_size", &inputs_size);
   module.def("pack", &pack, Released());
   module.def("unpack", &unpack, Released());
   module.def("lookup", &lookup, Released());
   module.def("exact_parameters", &exact_parameters);
-  module.def("dequantize_inputs", &dequantize_inputs);
-  module.def("quantize_inputs", &quantize_inputs, Released());
   module.def("packed_outliers_size", &packed_outliers_size);
   module.def("pack_outliers", &pack_outliers);
   module.def("are_outliers", &are_outliers);
+  nb::class_<Inputs>(module, "Inputs")
+      .def(nb::init<>())
+      .def_prop_ro("ways", &Inputs::ways)
+      .def("dequantize", &Inputs::dequantize, Released());
   nb::class_<Weight>(module, "Weight")
-      .def(nb::init<int, std::int64_t, std::int64_t, std::int64_t, int, int, std::uintptr_t, std::size_t, std::uintptr_t, std::size_t,
-                    std::int64_t, std::uintptr_t, std::size_t>())
+      .def(nb::init<int, std::int64_t, std::int64_t>())
+      .def("add", &Weight::add)
       .def("multiply", &Weight::multiply, Released());
   module.def("add_outliers", &add_outliers, Released());
   module.def("nearest", &nearest, Released());

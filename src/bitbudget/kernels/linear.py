@@ -35,7 +35,6 @@ class QuantModule(nn.Module):
     weight: Tensor
     packed: PackedLinear | None
     looked_up = False  # whether rows are read one by one, too
-    activations: int = 0  # the number of the format that the packed kernels round activations to
 
     def __init__(
         self, choice: Choice, shape: Shape, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -57,7 +56,7 @@ class QuantModule(nn.Module):
     @property
     def kernels(self) -> str:
         """Which of `KERNELS` multiply."""
-        return "reference" if self.packed is None else ACTIVATIONS[self.activations]
+        return "reference" if self.packed is None else ACTIVATIONS[self.packed.activations]
 
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors, named relative to the layer: the buffers, or made again from the packed weight."""
@@ -79,7 +78,7 @@ class QuantModule(nn.Module):
         packed = self._modules["packed"]  # quicker than by name, once a product
         if packed is None or not _runs_packed(x):
             return reference.linear(x, self.stored(bias))
-        result: Tensor = packed.forward(x, bias, self.activations)
+        result: Tensor = packed.forward(x, bias)
         return result
 
     def fill(self, weight: StoredWeight) -> None:
@@ -97,8 +96,7 @@ class QuantModule(nn.Module):
         weight = self.stored()
         reason = misfit(weight, isa)
         if reason is None:
-            self.activations = ACTIVATIONS.index(activations)
-            self.packed = PackedLinear(weight, isa, shared, self.looked_up)
+            self.packed = PackedLinear(weight, isa, activations, shared, self.looked_up)
             del weight
             for part in self._parts():
                 part.release(mapped)
@@ -278,4 +276,4 @@ def multiplying(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
 
 def _runs_packed(x: Tensor) -> bool:
     """The packed kernels have no gradient, and no more digits than fp32."""
-    return x.dtype in RUN_IN and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+    return x.dtype in RUN_IN and x.is_cpu and not (x.requires_grad and torch.is_grad_enabled())

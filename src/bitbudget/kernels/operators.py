@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bitbudget.kernels.extension import ISAS
-from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, InputFormat, QuantizedInputs, rows_of
-from bitbudget.kernels.products import CodeLayout, Weight, add_sparse, are_outliers, is_sparse_matrix
+from bitbudget.kernels.inputs import ACTIVATIONS, RUN_IN, Inputs
+from bitbudget.kernels.products import CodeLayout, PackedPart, Weight, add_sparse, are_outliers, is_sparse_matrix
 
 SCHEMA = (
     "(Tensor x, Tensor[] packed, int[] layouts, Tensor[] outliers, Tensor[] orders, Tensor? bias, "
@@ -45,19 +45,20 @@ def packed_linear(  # noqa: PLR0913 -- an operator's arguments are tensors and n
     _check(x, packed, layouts, outliers, orders, bias)
     _require(x.shape[-1] == in_features, f"x has {x.shape[-1]} columns, the weight {in_features}")
     _require(0 <= isa < len(ISAS) and 0 <= activations < len(ACTIVATIONS) and out_features >= 0, "numbers out of range")
-    rows, columns = rows_of(x), x.shape[-1]
-    y = torch.zeros(len(rows), out_features)
+    columns, inputs = x.shape[-1], Inputs(x)
+    y = torch.zeros(*x.shape[:-1], out_features)
+    parts = []
     for place, (tensor, order) in enumerate(zip(packed, orders, strict=False)):
         count, group, bits, parameters = layouts[4 * place : 4 * place + 4]
-        inputs = QuantizedInputs.of(rows, InputFormat(isa, columns, group, activations))
         layout = CodeLayout(isa, count, columns, group, bits, parameters)
-        weight = Weight(layout, tensor, out_features, _given(order), _sparse(layout, outliers, place))
-        weight.multiply(inputs, _of_rows(bias, order), y, rows)
+        parts.append(PackedPart(layout, tensor, _given(order), _sparse(layout, outliers, place)))
+    if parts:
+        Weight(parts, out_features).multiply(x, inputs, activations, bias, y)
     if outliers and not _within(outliers):
         pointers, places, values = outliers
         _require(is_sparse_matrix(pointers, places, values.numel(), columns), "outliers are no sparse matrix")
-        add_sparse(rows, pointers, places, values, _given(orders[-1]), y)
-    return y.view(*x.shape[:-1], out_features)
+        add_sparse(inputs.rows(x), pointers, places, values, _given(orders[-1]), y.view(-1, out_features))
+    return y
 
 
 @packed_linear.register_fake
@@ -90,13 +91,6 @@ def _sparse(layout: CodeLayout, outliers: Sequence[Tensor], place: int) -> Tenso
 
 def _given(order: Tensor) -> Tensor | None:
     return order if order.numel() else None
-
-
-def _of_rows(bias: Tensor | None, order: Tensor) -> Tensor | None:
-    if bias is None or not order.numel():
-        return bias
-    _require(int(order.min()) >= 0 and int(order.max()) < len(bias), "a row is outside the outputs")
-    return bias[order]
 
 
 def _check(

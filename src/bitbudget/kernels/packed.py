@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitbudget.grids import BF16, FP16, FP32, Grid
 from bitbudget.kernels.extension import ISAS
-from bitbudget.kernels.inputs import InputFormat, SharedInputs
+from bitbudget.kernels.inputs import ACTIVATIONS, SharedInputs
 from bitbudget.kernels.operators import packed_linear
 from bitbudget.kernels.packed_parts import (
     ENTRY_BYTES,
@@ -28,6 +28,7 @@ from bitbudget.kernels.products import (
     LARGEST_COLUMNS,
     OUTLIERS_SPARE_BYTES,
     CodeLayout,
+    PackedPart,
     Weight,
     add_sparse,
     is_sparse_matrix,
@@ -40,27 +41,32 @@ MOST_GROWTH, FREE_GROWTH = 1.5, 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyPart:
-    """formats: of its inputs, by number of the activations."""
-
-    weight: Weight
-    formats: list[InputFormat]
-    order: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class Ready:
     """All that a product needs, each a plain attribute. When its turn comes, the weights of all other layers have gone through
     the caches since: every object that is looked for then comes from memory, which takes longer than the work done with it.
 
-    sparse: row pointers, columns, values and order of outliers that no part holds. needs_rows: there are outliers. scales: of
-    inputs and of outputs.
+    activations: the number of their format. scale_in, scale_out: of inputs and of outputs. sparse: row pointers, columns, values
+    and order of outliers that no dense part holds.
     """
 
-    parts: tuple[ReadyPart, ...]
+    weight: Weight
+    outputs: int
+    activations: int
+    shared: SharedInputs
+    scale_in: Tensor | None
+    scale_out: Tensor | None
     sparse: tuple[Tensor, Tensor, Tensor, Tensor | None] | None
-    needs_rows: bool
-    scales: tuple[Tensor | None, Tensor | None]
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x Ŵᵀ + bias, fp32; bias fp32."""
+        if self.scale_in is not None:
+            x = x * self.scale_in
+        inputs = self.shared.get(x)
+        y = torch.empty(*x.shape[:-1], self.outputs)
+        self.weight.multiply(x, inputs, self.activations, bias if self.scale_out is None else None, y)
+        if self.sparse is not None:
+            add_sparse(inputs.rows(x), *self.sparse, y.view(-1, self.outputs))
+        return y if self.scale_out is None else _scaled(y, self.scale_out, bias)
 
 
 class PackedLinear(nn.Module):
@@ -69,10 +75,15 @@ class PackedLinear(nn.Module):
     input_map: StoredTensors
     output_map: StoredTensors
 
-    def __init__(self, weight: StoredWeight, isa: str, shared: SharedInputs, looked_up: bool = False) -> None:
-        """looked_up: rows are going to be decoded, as an embedding's are, so outliers have to be at hand by themselves."""
+    def __init__(
+        self, weight: StoredWeight, isa: str, activations: str, shared: SharedInputs, looked_up: bool = False
+    ) -> None:
+        """activations: one of `ACTIVATIONS`. looked_up: rows are going to be decoded, as an embedding's are, so outliers have to
+        be at hand by themselves.
+        """
         super().__init__()
         self.shape, self.isa, self.shared = weight.shape, ISAS.index(isa), shared
+        self.activations = ACTIVATIONS.index(activations)
         self.names = weight.names
         self.parts: list[PackedDense] = []
         self.residual: PackedOutliers | None = None
@@ -113,46 +124,22 @@ class PackedLinear(nn.Module):
             part.add_to(tile, rows)
         return tile
 
-    def forward(
-        self, x: Float[Tensor, "*batch in"], bias: Tensor | None, activations: int
-    ) -> Float[Tensor, "*batch out"]:
-        """In x's dtype; activations: the number of their format (`inputs.ACTIVATIONS`)."""
-        ready = None if torch.compiler.is_compiling() else self._ready or self._prepare()
-        scale_in, scale_out = self._scales() if ready is None else ready.scales
-        inside = x if scale_in is None else x * scale_in
+    def forward(self, x: Float[Tensor, "*batch in"], bias: Tensor | None) -> Float[Tensor, "*batch out"]:
+        """In x's dtype."""
         wide = None if bias is None else bias.float()
-        within = wide if scale_out is None else None
-        if ready is None:
-            y: Tensor = self._traced(inside, within, activations)
-        else:
-            y = self._multiplied(ready, inside, within, activations)
-        if scale_out is not None:
-            y = y * scale_out if wide is None else y * scale_out + wide
+        multiply = self._traced if torch.compiler.is_compiling() else (self._ready or self._prepare()).multiply
+        y = multiply(x, wide)
         return y if y.dtype is x.dtype else y.to(x.dtype)
-
-    def _multiplied(self, ready: "Ready", x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
-        inputs = self.shared.get(x)
-        rows = inputs.rows(x) if ready.needs_rows else None
-        y = torch.empty(x.numel() // self.shape[1], self.shape[0])
-        for part in ready.parts:
-            own = bias if bias is None or part.order is None else bias[part.order]
-            part.weight.multiply(inputs.quantized(x, part.formats[activations]), own, y, rows)
-        if ready.sparse is not None and rows is not None:
-            add_sparse(rows, *ready.sparse, y)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.shape[0])
 
     def _prepare(self) -> "Ready":
         """Once, and again where tensors were exchanged."""
-        residual = self.residual
-        outputs, sparse = self.shape[0], None
+        residual, sparse = self.residual, None
         if residual is not None and not residual.within:
             columns, values = residual.get_buffer("columns"), residual.get_buffer("values")
             sparse = residual.row_pointers, columns, values, residual.order
-        parts = tuple(
-            ReadyPart(Weight(part.layout, part.packed, outputs, part.order, part.sparse), part.formats, part.order)
-            for part in self.parts
-        )
-        self._ready = Ready(parts, sparse, residual is not None, self._scales())
+        parts = [PackedPart(part.layout, part.packed, part.order, part.sparse) for part in self.parts]
+        weight = Weight(parts, self.shape[0])
+        self._ready = Ready(weight, self.shape[0], self.activations, self.shared, *self._scales(), sparse)
         return self._ready
 
     def _scales(self) -> tuple[Tensor | None, Tensor | None]:
@@ -162,11 +149,15 @@ class PackedLinear(nn.Module):
         self._ready = None
         return super()._apply(fn, recurse)
 
-    def _traced(self, x: Tensor, bias: Tensor | None, activations: int) -> Tensor:
+    def _traced(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The same, as a graph has it."""
         packed, layouts, outliers, orders = self.operands()
-        return packed_linear(
-            x, packed, layouts, outliers, orders, bias, self.shape[1], self.shape[0], self.isa, activations
+        scale_in, scale_out = self._scales()
+        inside, within = x if scale_in is None else x * scale_in, bias if scale_out is None else None
+        y: Tensor = packed_linear(
+            inside, packed, layouts, outliers, orders, within, self.shape[1], self.shape[0], self.isa, self.activations
         )
+        return y if scale_out is None else _scaled(y, scale_out, bias)
 
     def operands(self) -> tuple[list[Tensor], list[int], list[Tensor], list[Tensor]]:
         """The weight as the operator takes it: packed, layouts, outliers, orders."""
@@ -180,6 +171,10 @@ class PackedLinear(nn.Module):
         own = torch.empty(0, dtype=torch.int32)
         orders = [own if part.order is None else part.order for part in self.addends]
         return [part.packed for part in self.parts], layouts, outliers, orders
+
+
+def _scaled(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return y * scale if bias is None else y * scale + bias
 
 
 def misfit(weight: StoredWeight, isa: str) -> str | None:

@@ -8,7 +8,6 @@ from torch import Tensor
 from bitbudget.grids import Grid
 from bitbudget.grids.codecs import Byte, PackedInt
 from bitbudget.grids.codecs import Float as FloatCodec
-from bitbudget.kernels.inputs import ACTIVATIONS, InputFormat
 from bitbudget.kernels.products import (
     CodeLayout,
     exact_parameters,
@@ -39,8 +38,7 @@ class PackedDense(StoredTensors):
         parameters = part.parameters(torch.arange(part.shape[0]))
         scale = parameters.scale.contiguous()
         zero = torch.full_like(scale, grid.fixed_zero) if parameters.zero is None else parameters.zero.contiguous()
-        layout = self.layout = layout_of(part, isa, exact_parameters(scale, zero))
-        self.formats = [InputFormat(isa, layout.columns, layout.group, number) for number in range(len(ACTIVATIONS))]
+        self.layout = layout_of(part, isa, exact_parameters(scale, zero))
         self.register_buffer(
             "packed", pack(self.layout, part.stored["codes"].contiguous(), scale, zero), persistent=False
         )

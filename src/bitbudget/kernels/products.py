@@ -1,14 +1,16 @@
 """The CPU kernels' functions on tensors. Sizes are checked by the extension; dtypes and places by who makes the tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitbudget.kernels.extension import compiled
-from bitbudget.kernels.inputs import QuantizedInputs, extent
-from bitbudget.kernels.tensors import empty_bytes, empty_weight
+from bitbudget.kernels.inputs import Inputs, extent
+from bitbudget.kernels.tensors import empty_weight
 
 TILE_ROWS, LINE_BYTES, BLOCK_COLUMNS, LARGEST_GROUP = 16, 64, 32, 65536  # of cpu/layout.h
 LARGEST_COLUMNS = 65536  # that packed outliers can be in
@@ -94,39 +96,49 @@ def lookup(layout: CodeLayout, packed: Tensor, rows: Tensor) -> Tensor:
     return values
 
 
-class Weight:
-    """Codes of some rows as `pack` makes them, ready to multiply: sizes and places are checked once, here.
-
-    order: the output of each row, int32, or None for its own number, below `outputs`. sparse: outliers of the rows, packed.
+class PackedPart(NamedTuple):
+    """Codes of some rows as `pack` makes them. order: the output of each row, int32, or None for its own number. sparse: outliers
+    of the rows, packed.
     """
 
-    __slots__ = ("_made", "_multiply", "_outliers")
+    layout: CodeLayout
+    packed: Tensor
+    order: Tensor | None
+    sparse: Tensor | None
 
-    def __init__(self, layout: CodeLayout, packed: Tensor, outputs: int, order: Tensor | None, sparse: Tensor | None) -> None:
-        self._made = layout, packed, outputs, order, sparse  # the tensors have to live as long as their addresses are kept
-        self._outliers = sparse is not None
-        self._multiply = (
-            compiled().Weight(*layout.arguments, *_address(packed), *_address(order), outputs, *_address(sparse)).multiply
-        )
 
-    def __reduce__(self) -> tuple[type["Weight"], tuple[CodeLayout, Tensor, int, Tensor | None, Tensor | None]]:
+class Weight:
+    """All dense parts of a weight of so many outputs, ready to multiply: sizes and places are checked once, here."""
+
+    __slots__ = ("_made", "_multiply")
+
+    def __init__(self, parts: Sequence[PackedPart], outputs: int) -> None:
+        self._made = parts, outputs  # the tensors have to live as long as their addresses are kept
+        weight = compiled().Weight(parts[0].layout.isa, parts[0].layout.columns, outputs)
+        for layout, packed, order, sparse in parts:
+            shape = layout.rows, layout.group, layout.bits, layout.parameters
+            weight.add(*shape, *_address(packed), *_address(order), *_address(sparse))
+        self._multiply = weight.multiply
+
+    def __reduce__(self) -> tuple[type["Weight"], tuple[Sequence[PackedPart], int]]:
         return Weight, self._made  # a copy has addresses of its own
 
-    def multiply(self, inputs: QuantizedInputs, bias: Tensor | None, y: Tensor, x: Tensor | None) -> None:
-        """Writes x Ŵᵀ + bias into its outputs of y, fp32 [n, outputs], contiguous.
+    def multiply(self, x: Tensor, inputs: Inputs, activations: int, bias: Tensor | None, y: Tensor) -> None:
+        """Writes x Ŵᵀ + bias to y.
 
-        bias: fp32 [rows], or None. x: what was quantized, fp32 [n, in] as `rows_of` gives it; only outliers need it.
+        x: [..., in]. inputs: of x. activations: the number of their format. bias: fp32 [outputs], contiguous, or None. y: fp32
+        [..., outputs], contiguous.
         """
+        if x.dtype is torch.float32 and x.is_contiguous():
+            columns = x.shape[-1]
+            place = x.data_ptr(), x.nbytes, x.numel() // columns, columns
+        else:
+            rows = inputs.rows(x)  # held here, for another thread may exchange those that `inputs` holds
+            place = rows.data_ptr(), extent(rows), len(rows), rows.stride(0)
         bias_at, bias_bytes = (0, 0) if bias is None else (bias.data_ptr(), bias.nbytes)
-        rows_at, rows_bytes, stride = 0, 0, 0
-        if self._outliers:
-            assert x is not None
-            rows_at, rows_bytes, stride = x.data_ptr(), extent(x), x.stride(0)
-        data = inputs.data
         self._multiply(
-            data.data_ptr(), data.nbytes, inputs.count, inputs.format.activations, bias_at, bias_bytes, y.data_ptr(), y.nbytes,
-            torch.get_num_threads(), rows_at, rows_bytes, stride,
-        )  # fmt: skip
+            inputs.quantized, *place, activations, bias_at, bias_bytes, y.data_ptr(), y.nbytes, torch.get_num_threads()
+        )
 
 
 def pack_outliers(row_pointers: Tensor, columns: Tensor, values: Tensor) -> Tensor | None:
@@ -135,7 +147,7 @@ def pack_outliers(row_pointers: Tensor, columns: Tensor, values: Tensor) -> Tens
     nbytes = compiled().packed_outliers_size(*matrix)
     if nbytes == 0:
         return None
-    packed = empty_bytes(nbytes)
+    packed = empty_weight(nbytes)
     compiled().pack_outliers(*matrix, *_address(packed))
     return packed
 

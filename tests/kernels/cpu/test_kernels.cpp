@@ -169,7 +169,7 @@ void end_to_end(const Case& c, std::mt19937& rng) {
   double worst = 0.0, worst_input = 0.0;
   for (std::int64_t t = 0; t < c.n; ++t) {
     for (std::int64_t r = 0; r < c.shape.rows; ++r) {
-      double sum = c.bias ? bias[static_cast<std::size_t>(r)] : 0.0, magnitude = std::fabs(sum);
+      double sum = c.bias ? bias[static_cast<std::size_t>(c.order ? c.shape.rows - 1 - r : r)] : 0.0, magnitude = std::fabs(sum);
       for (std::int64_t k = 0; k < c.shape.columns; ++k) {
         const auto g = static_cast<std::size_t>(r * w.groups + k / c.shape.group);
         const double code = w.codes[static_cast<std::size_t>(r * c.shape.columns + k)];

@@ -75,8 +75,8 @@ struct Outliers {
   std::int64_t stride;
 };
 
-// y[t, order[r]] = W[r] · x[t] + bias[r]. `bias`: [rows] in the order of the packed rows, or null. `order`: [rows], the column of y that
-// each row goes to, or null for 0 … rows − 1. Columns of y that no row goes to stay as they are. Results do not depend on `threads`.
+// y[t, o] = W[r] · x[t] + bias[o] with o = order[r]. `bias`: one for each column of y, or null. `order`: [rows], the column of y that each
+// row goes to, or null for 0 … rows − 1. Columns of y that no row goes to stay as they are. Results do not depend on `threads`.
 void matmul(Isa isa, Shape shape, const void* packed, const void* inputs, std::int64_t n, Activations activations, const float* bias,
             const std::int32_t* order, float* y /*[n, …], rows `stride` apart*/, std::int64_t stride, int threads,
             const Outliers* outliers = nullptr);

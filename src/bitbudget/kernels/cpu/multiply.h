@@ -59,12 +59,15 @@ static BITBUDGET_INLINE void write_rows(const Product& product, std::int64_t til
   alignas(64) float y[kTileRows];
   V::store_fp32(y, sum);
   const std::int64_t first = tile * kTileRows, count = smaller(kTileRows, product.weights.rows - first);
+  float* out = product.y + token * product.stride;
+  if (product.order) {
+    const std::int32_t* order = product.order + first;
+    for (std::int64_t i = 0; i < count; ++i) out[order[i]] = product.bias ? y[i] + product.bias[order[i]] : y[i];
+    return;
+  }
   if (product.bias)
     for (std::int64_t i = 0; i < count; ++i) y[i] += product.bias[first + i];
-  float* out = product.y + token * product.stride;
-  if (product.order)
-    for (std::int64_t i = 0; i < count; ++i) out[product.order[first + i]] = y[i];
-  else if (count == kTileRows)
+  if (count == kTileRows)
     std::memcpy(out + first, y, sizeof y);
   else
     for (std::int64_t i = 0; i < count; ++i) out[first + i] = y[i];
