@@ -1,9 +1,11 @@
 """Buffers that hold bytes of a weight: they follow their module's device, never its dtype. And how they are let go."""
 
 import mmap
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from bitbudget.kernels.extension import extension
 
 MAPS = Path("/proc/self/maps")
 LARGE_PAGE = 2 << 20
+RUN_BYTES = 256 << 20  # of large pages that are taken at once
+SHARED_BYTES = 64 << 10  # from this size on, packed bytes share large pages
 Range = tuple[int, int]
 
 
@@ -67,18 +71,53 @@ def empty_bytes(count: int) -> Tensor:
     return torch.empty(count, dtype=torch.uint8)
 
 
-def empty_weight(count: int) -> Tensor:
-    """The same for a packed weight. It is read from end to end at every product: in large pages, where there are any, so that one
-    address is translated in place of 512.
+class LargePages:
+    """Memory that weights lie in one behind the other, so that a page which one does not fill begins the next.
+
+    A page takes memory when it is written to; what is not used yet takes none. What dies gives its whole pages back.
     """
-    if count < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return empty_bytes(count)
-    # The tensor keeps them. A page takes memory when it is written to, so what lies around the weight takes none.
-    pages = mmap.mmap(-1, count + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._pages: mmap.mmap | None = None
+        self._rest = memoryview(b"")
+
+    def take(self, count: int) -> Tensor:
+        """So many bytes."""
+        whole = -(-count // mmap.PAGESIZE) * mmap.PAGESIZE
+        with self._lock:
+            if len(self._rest) < whole:
+                self._pages, self._rest = _large_pages(max(whole, RUN_BYTES))
+            pages, mine = self._pages, self._rest[:whole]
+            self._rest = self._rest[whole:]
+        tensor = torch.frombuffer(mine, dtype=torch.uint8, count=count)  # which keeps `mine`, as long as anything shares its memory
+        compiled = extension()
+        if compiled is not None:  # the pages of others are in the same mapping, which therefore has to live that long
+            end = weakref.finalize(mine, lambda _, *where: compiled.forget_pages(*where), pages, tensor.data_ptr(), whole)
+            end.atexit = False
+        return tensor
+
+
+def _large_pages(count: int) -> tuple[mmap.mmap, memoryview]:
+    """Fresh memory of at least so many bytes that begins with a large page, and the mapping that it is in."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = mmap.mmap(-1, count + LARGE_PAGE, flags=flags)
     begin = -torch.frombuffer(pages, dtype=torch.uint8).data_ptr() % LARGE_PAGE
     with suppress(OSError):  # a kernel without large pages
         pages.madvise(mmap.MADV_HUGEPAGE, begin, count // LARGE_PAGE * LARGE_PAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8, count=count, offset=begin)
+    return pages, memoryview(pages)[begin : begin + count]
+
+
+_weights = LargePages()
+
+
+def empty_weight(count: int) -> Tensor:
+    """The same for a packed weight. It is read from end to end at every product: in large pages, where there are any, so that one
+    address is translated in place of 512, and the processor goes on fetching where a small page ends.
+    """
+    if count < SHARED_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return empty_bytes(count)
+    return _weights.take(count)
 
 
 def read_all(tensor: Tensor, side_by_side: bool) -> None:
