@@ -1,9 +1,11 @@
 """What rounding activations costs: KL divergence from the original with each of the CPU's kernels, and the time of a prompt.
 
-    python benchmarks/activations.py [--model demo] [--choices int8:g128,int4:g128,int3:g128,int2:g128]
+    python benchmarks/activations.py [--model demo] [--choices int8:g128,int4:g128,int3:g128,int2:g128] [--massive 1,30,300]
 
 Every choice is stored once and loaded with `reference` (floating point), `a16` and `a8`; windows of 512 tokens of
-`../shared/text/validation.jsonl`, passages that the packaged text does not hold. Writes benchmarks/results/activations.json.
+`../shared/text/validation.jsonl`, passages that the packaged text does not hold. Then again for the same function with a massive
+activation in every block: a channel between up and down carries so many times as much, and its group's step grows with it. Writes
+benchmarks/results/activations.json.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import bitbudget
 from bitbudget.calibration.tokenizer import Tokenizer
@@ -64,24 +66,43 @@ def measured(folder: Path, texts: list[Tensor], wanted: list[Tensor]) -> dict[st
     return rows
 
 
+def write_massive(source: Path, folder: Path, times: float) -> PreTrainedModel:
+    """The model with one channel of every block's hidden layer so many times as large, and what reads it as much smaller."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        for block in model.model.layers:
+            channel = int(block.mlp.up_proj.weight.norm(dim=1).argmax())
+            block.mlp.up_proj.weight[channel] *= times
+            block.mlp.down_proj.weight[:, channel] /= times
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return model
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="demo")
     options.add_argument("--choices", default="int8:g128,int4:g128,int3:g128,int2:g128")
+    options.add_argument("--massive", default="1,30,300")
     options.add_argument("--windows", type=int, default=48)
     asked = options.parse_args()
     source = resolve_model(asked.model)
     chosen = windows(unused_documents(), Tokenizer.open(source), asked.windows, WINDOW)
     texts = [window.ids for window in chosen]
-    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    wanted = [log_probabilities(original, ids) for ids in texts]
-    found: dict[str, Any] = {"model": asked.model, "windows": len(texts), "threads": torch.get_num_threads(), "choices": {}}
-    for choice in asked.choices.split(","):
+    found: dict[str, Any] = {"model": asked.model, "windows": len(texts), "threads": torch.get_num_threads(), "massive": {}}
+    for times in asked.massive.split(","):
+        rows = found["massive"][times] = {}
         with TemporaryDirectory() as folder:
-            bitbudget.quantize(asked.model, choice, Path(folder) / "out", verify=False)
-            found["choices"][choice] = measured(Path(folder) / "out", texts, wanted)
-        print(choice, json.dumps(found["choices"][choice], indent=1), flush=True)
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+            made = Path(folder) / "source"
+            original = write_massive(source, made, float(times))
+            wanted = [log_probabilities(original, ids) for ids in texts]
+            for choice in asked.choices.split(","):
+                out = Path(folder) / choice.replace(":", "-")
+                bitbudget.quantize(str(made), choice, out, verify=False)
+                rows[choice] = measured(out, texts, wanted)
+                added = {kernels: f"{row['kl']:.5f} {row['more']:+.5f}" for kernels, row in rows[choice].items()}
+                print(times, choice, added, flush=True)
+                RESULT.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

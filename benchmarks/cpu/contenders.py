@@ -67,9 +67,9 @@ def ours(text: str, kernels: str) -> Callable[[Case], Contender]:
         assert modules[0].packed is not None
         nbytes = modules[0].packed.nbytes
         modules += [_packed(weight, kernels) for _ in range(case.copies(nbytes) - 1)]
-        x = torch.randn(case.tokens, case.columns)
-        # A fresh tensor each time, so that every product rounds its own activations.
-        return Contender(lambda: [each(x.clone()) for each in modules], len(modules), nbytes)
+        # Two tensors in turn, so that every product rounds its own activations: what was made of the last one is remembered.
+        xs = torch.randn(2, case.tokens, case.columns).unbind()
+        return Contender(lambda: [each(xs[turn % 2]) for turn, each in enumerate(modules)], len(modules), nbytes)
 
     return make
 
