@@ -74,8 +74,8 @@ static BITBUDGET_INLINE void write_rows(const Product& product, std::int64_t til
 }
 
 // Σ code · q of a cell of each of kTogether tiles for each of kStreams streams; codes are masked in registers and never stored, and what
-// is broadcast of x serves all of the tiles. Bytes `ahead` are fetched.
-template <class V, int kBits, int kTogether, int kStreams>
+// is broadcast of x serves all of the tiles. kFetched: bytes `ahead` are fetched, which costs a processor time that finds them by itself.
+template <class V, int kBits, int kTogether, int kStreams, bool kFetched>
 static BITBUDGET_INLINE void dot_cells(const std::uint8_t* const (&cells)[kTogether], std::int64_t ahead, const std::int8_t* x,
                                        std::int64_t blocks, typename V::Sums (&result)[kTogether][kStreams]) {
   constexpr bool kInPlace = V::kWholeBytes && classes(kBits) * kTogether * kStreams <= V::kClassSums;
@@ -96,7 +96,7 @@ static BITBUDGET_INLINE void dot_cells(const std::uint8_t* const (&cells)[kToget
       unroll<kBits>([&](auto i) BITBUDGET_INLINE_LAMBDA {
         const std::uint8_t* from = cells[t] + at + i * kLineBytes;
         line[t][i] = V::load(from);
-        V::fetch(from + ahead);
+        if constexpr (kFetched) V::fetch(from + ahead);
       });
     });
     unroll<kQuads>([&](auto quad) BITBUDGET_INLINE_LAMBDA {
@@ -126,8 +126,7 @@ static BITBUDGET_INLINE void dot_cells(const std::uint8_t* const (&cells)[kToget
 }
 
 // One group of kTogether tiles from `tile` on for few streams, added to `y` [kTogether, tokens]; beyond the last tile it is the last again.
-// Bytes `ahead` are fetched.
-template <class V, int kBits, int kTogether, int kStreams, bool kResidual>
+template <class V, int kBits, int kTogether, int kStreams, bool kResidual, bool kFetched>
 static BITBUDGET_INLINE void multiply_cells(const Product& product, std::int64_t tile, std::int64_t group, std::int64_t ahead,
                                             typename V::Floats* y) {
   constexpr int kPerToken = kResidual ? 2 : 1, kTokens = kStreams / kPerToken;
@@ -138,7 +137,7 @@ static BITBUDGET_INLINE void multiply_cells(const Product& product, std::int64_t
   const float* scales = product.scales + group * kTokens;
   const float* input_sums = product.sums + group * kTokens;
   typename V::Sums sums[kTogether][kStreams];
-  dot_cells<V, kBits, kTogether, kStreams>(cells, ahead, product.values + product.inputs.values(group, 0), layout.blocks, sums);
+  dot_cells<V, kBits, kTogether, kStreams, kFetched>(cells, ahead, product.values + product.inputs.values(group, 0), layout.blocks, sums);
   unroll<kTogether>([&](auto t) BITBUDGET_INLINE_LAMBDA {
     typename V::Floats scale, zero;
     load_parameters<V>(layout, cells[t], scale, zero);
@@ -163,7 +162,7 @@ static BITBUDGET_INLINE void walk_in_order(const Product& product, std::int64_t 
   constexpr int kTokens = kStreams / (kResidual ? 2 : 1);
   for (int t = 0; t < walk; ++t)
     for (std::int64_t group = 0; group < product.weights.groups.count; ++group)
-      multiply_cells<V, kBits, 1, kStreams, kResidual>(product, first + t, group, 0, y + t * kTokens);
+      multiply_cells<V, kBits, 1, kStreams, kResidual, false>(product, first + t, group, 0, y + t * kTokens);
 }
 
 // What to fetch ahead of a cell where `walk` tiles are read side by side: at the end of a tile it is the tile after all of them.
@@ -179,7 +178,7 @@ static BITBUDGET_INLINE void walk_side_by_side(const Product& product, std::int6
   for (std::int64_t group = 0; group < product.weights.groups.count; ++group) {
     const std::int64_t ahead = ahead_side_by_side(product.weights, group, V::kWalk);
     for (int t = 0; t < walk; ++t)
-      multiply_cells<V, kBits, 1, kStreams, kResidual>(product, first + t, group, ahead, y + t * kTokens);
+      multiply_cells<V, kBits, 1, kStreams, kResidual, true>(product, first + t, group, ahead, y + t * kTokens);
   }
 }
 
@@ -222,9 +221,11 @@ static void multiply_block_of_streams(const Product& product, std::int64_t first
     for (auto& sum : y) sum = V::splat(0.0f);
     for (std::int64_t group = 0; group < product.weights.groups.count; ++group) {
       // Codes of 8 bits come as fast as memory gives them; a processor that reads in order is only held up by being told.
-      const bool fetched = kBits != 8 || !product.in_order;
-      const std::int64_t ahead = fetched ? ahead_side_by_side(product.weights, group, kTogether) : 0;
-      multiply_cells<V, kBits, kTogether, kStreams, kResidual>(product, first, group, ahead, y);
+      if (kBits == 8 && product.in_order)
+        multiply_cells<V, kBits, kTogether, kStreams, kResidual, kBits != 8>(product, first, group, 0, y);
+      else
+        multiply_cells<V, kBits, kTogether, kStreams, kResidual, true>(product, first, group,
+                                                                       ahead_side_by_side(product.weights, group, kTogether), y);
     }
     const int count = static_cast<int>(smaller(kTogether, last - first));
     for (int t = 0; t < count; ++t)
