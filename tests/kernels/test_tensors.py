@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitbudget.kernels import supported_isas
+from bitbudget.kernels import supported_isas, tensors
 from bitbudget.kernels.tensors import LARGE_PAGE, RUN_BYTES, SHARED_BYTES, LargePages, empty_weight
 
 pytestmark = pytest.mark.skipif(
@@ -42,6 +42,15 @@ def test_a_view_keeps_its_weight_and_no_other() -> None:
     del pages, view
     gc.collect()
     assert held - resident() > 11 * LARGE_PAGE
+
+
+def test_without_room_for_large_pages_any_memory_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> mmap.mmap:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(tensors, "_weights", LargePages())
+    monkeypatch.setattr(mmap, "mmap", refused)
+    assert len(empty_weight(LARGE_PAGE).fill_(1)) == LARGE_PAGE
 
 
 def test_small_weights_take_no_page() -> None:

@@ -117,7 +117,10 @@ def empty_weight(count: int) -> Tensor:
     """
     if count < SHARED_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return empty_bytes(count)
-    return _weights.take(count)
+    try:
+        return _weights.take(count)
+    except OSError:  # no address space for so many pages at once
+        return empty_bytes(count)
 
 
 def read_all(tensor: Tensor, side_by_side: bool) -> None:
