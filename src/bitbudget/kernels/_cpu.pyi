@@ -4,7 +4,6 @@ def supported(isa: int) -> bool: ...
 def best() -> int: ...
 def valid(isa: int, rows: int, columns: int, group: int, bits: int, parameters: int) -> bool: ...
 def packed_size(isa: int, rows: int, columns: int, group: int, bits: int, parameters: int) -> int: ...
-def inputs_size(isa: int, n: int, columns: int, group: int, activations: int) -> int: ...
 def pack(
     isa: int,
     rows: int,
@@ -53,30 +52,6 @@ def lookup(
     threads: int,
 ) -> None: ...
 def exact_parameters(scale: int, zero: int, bytes: int) -> int: ...
-def dequantize_inputs(
-    isa: int,
-    inputs: int,
-    inputs_bytes: int,
-    n: int,
-    columns: int,
-    group: int,
-    activations: int,
-    x: int,
-    x_bytes: int,
-) -> None: ...
-def quantize_inputs(
-    isa: int,
-    x: int,
-    x_bytes: int,
-    n: int,
-    stride: int,
-    columns: int,
-    group: int,
-    activations: int,
-    inputs: int,
-    inputs_bytes: int,
-    threads: int,
-) -> None: ...
 def packed_outliers_size(
     rows: int, pointers: int, pointers_bytes: int, columns: int, columns_bytes: int, values: int, values_bytes: int
 ) -> int: ...
@@ -93,12 +68,19 @@ def pack_outliers(
 ) -> None: ...
 def are_outliers(rows: int, columns: int, packed: int, bytes: int) -> bool: ...
 
+class Inputs:
+    def __init__(self) -> None: ...
+    @property
+    def ways(self) -> int: ...
+    def dequantize(
+        self, isa: int, n: int, columns: int, group: int, activations: int, x: int, x_bytes: int
+    ) -> None: ...
+
 class Weight:
-    def __init__(
+    def __init__(self, isa: int, columns: int, outputs: int) -> None: ...
+    def add(
         self,
-        isa: int,
         rows: int,
-        columns: int,
         group: int,
         bits: int,
         parameters: int,
@@ -106,24 +88,22 @@ class Weight:
         packed_bytes: int,
         order: int,
         order_bytes: int,
-        outputs: int,
         outliers: int,
         outliers_bytes: int,
     ) -> None: ...
     def multiply(
         self,
-        inputs: int,
-        inputs_bytes: int,
+        inputs: Inputs,
+        x: int,
+        x_bytes: int,
         n: int,
+        stride: int,
         activations: int,
         bias: int,
         bias_bytes: int,
         y: int,
         y_bytes: int,
         threads: int,
-        x: int,
-        x_bytes: int,
-        stride: int,
     ) -> None: ...
 
 def add_outliers(
